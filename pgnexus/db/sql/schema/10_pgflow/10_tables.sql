@@ -1,0 +1,151 @@
+-- The workflow engine's tables. Names, columns and constraints follow pgflow's public contract; what is ours
+-- beyond it: step_tasks.not_before, runs.cancelled_at.
+
+create schema pgflow;
+
+create function pgflow.is_valid_slug(slug text) returns boolean
+language sql immutable parallel safe as $$
+  select slug is not null and slug <> 'run' and length(slug) <= 128 and slug ~ '^[a-zA-Z_][a-zA-Z0-9_]*$'
+$$;
+
+create table pgflow.flows (
+  flow_slug        text primary key,
+  opt_max_attempts int not null default 3,
+  opt_base_delay   int not null default 1,
+  opt_timeout      int not null default 60,
+  created_at       timestamptz not null default now(),
+  constraint slug_is_valid check (pgflow.is_valid_slug(flow_slug)),
+  constraint opt_max_attempts_is_nonnegative check (opt_max_attempts >= 0),
+  constraint opt_base_delay_is_nonnegative check (opt_base_delay >= 0),
+  constraint opt_timeout_is_positive check (opt_timeout > 0)
+);
+
+create table pgflow.steps (
+  flow_slug               text not null,
+  step_slug               text not null,
+  step_type               text not null default 'single',
+  step_index              int not null default 0,
+  deps_count              int not null default 0,
+  opt_max_attempts        int,
+  opt_base_delay          int,
+  opt_timeout             int,
+  opt_start_delay         int,
+  required_input_pattern  jsonb,
+  forbidden_input_pattern jsonb,
+  when_unmet              text not null default 'skip',
+  when_exhausted          text not null default 'fail',
+  created_at              timestamptz not null default now(),
+  primary key (flow_slug, step_slug),
+  constraint steps_flow_slug_fkey foreign key (flow_slug) references pgflow.flows (flow_slug),
+  constraint steps_flow_slug_step_index_key unique (flow_slug, step_index),
+  constraint steps_step_slug_check check (pgflow.is_valid_slug(step_slug)),
+  constraint steps_step_type_check check (step_type in ('single', 'map')),
+  constraint deps_count_is_nonnegative check (deps_count >= 0),
+  constraint opt_max_attempts_is_nonnegative check (opt_max_attempts is null or opt_max_attempts >= 0),
+  constraint opt_base_delay_is_nonnegative check (opt_base_delay is null or opt_base_delay >= 0),
+  constraint opt_timeout_is_positive check (opt_timeout is null or opt_timeout > 0),
+  constraint opt_start_delay_is_nonnegative check (opt_start_delay is null or opt_start_delay >= 0),
+  constraint required_input_pattern_is_object
+    check (required_input_pattern is null or jsonb_typeof(required_input_pattern) = 'object'),
+  constraint forbidden_input_pattern_is_object
+    check (forbidden_input_pattern is null or jsonb_typeof(forbidden_input_pattern) = 'object'),
+  constraint when_unmet_is_valid check (when_unmet in ('fail', 'skip', 'skip-cascade')),
+  constraint when_exhausted_is_valid check (when_exhausted in ('fail', 'skip', 'skip-cascade'))
+);
+
+create table pgflow.deps (
+  flow_slug  text not null,
+  dep_slug   text not null,
+  step_slug  text not null,
+  created_at timestamptz not null default now(),
+  primary key (flow_slug, dep_slug, step_slug),
+  constraint deps_flow_slug_dep_slug_fkey
+    foreign key (flow_slug, dep_slug) references pgflow.steps (flow_slug, step_slug),
+  constraint deps_flow_slug_step_slug_fkey
+    foreign key (flow_slug, step_slug) references pgflow.steps (flow_slug, step_slug),
+  constraint deps_check check (dep_slug <> step_slug)
+);
+create index deps_by_step on pgflow.deps (flow_slug, step_slug);
+
+-- No foreign keys below this line: what happens to a run is written by the functions beside this file only,
+-- and each key would cost every request a look-up and a row lock.
+create table pgflow.runs (
+  run_id          uuid primary key default gen_random_uuid(),
+  flow_slug       text not null,
+  status          text not null default 'started',
+  input           jsonb not null,
+  output          jsonb,
+  remaining_steps int not null default 0,
+  started_at      timestamptz not null default now(),
+  completed_at    timestamptz,
+  failed_at       timestamptz,
+  cancelled_at    timestamptz,
+  constraint status_is_valid check (status in ('started', 'completed', 'failed')),
+  constraint remaining_steps_is_nonnegative check (remaining_steps >= 0),
+  constraint completed_at_when_completed check ((status = 'completed') = (completed_at is not null)),
+  constraint failed_at_when_failed check ((status = 'failed') = (failed_at is not null)),
+  constraint cancelled_is_failed check (cancelled_at is null or status = 'failed')
+);
+
+create table pgflow.step_states (
+  run_id          uuid not null,
+  flow_slug       text not null,
+  step_slug       text not null,
+  status          text not null default 'created',
+  remaining_tasks int,
+  initial_tasks   int,
+  remaining_deps  int not null default 0,
+  output          jsonb,
+  error_message   text,
+  skip_reason     text,
+  created_at      timestamptz not null default now(),
+  started_at      timestamptz,
+  completed_at    timestamptz,
+  failed_at       timestamptz,
+  skipped_at      timestamptz,
+  primary key (run_id, step_slug),
+  constraint status_is_valid check (status in ('created', 'started', 'completed', 'failed', 'skipped')),
+  constraint remaining_tasks_is_nonnegative check (remaining_tasks is null or remaining_tasks >= 0),
+  constraint remaining_deps_is_nonnegative check (remaining_deps >= 0),
+  constraint output_only_for_completed_or_null check (output is null or status = 'completed'),
+  constraint skip_reason_matches_status check ((status = 'skipped') = (skip_reason is not null)),
+  constraint at_most_one_terminal_time check (num_nonnulls(completed_at, failed_at, skipped_at) <= 1)
+);
+
+-- One row an instance: a process that runs tasks and gives signs of life (see Registry).
+create table pgflow.workers (
+  worker_id         uuid primary key,
+  queue_name        text not null,
+  function_name     text not null,
+  started_at        timestamptz not null default now(),
+  deprecated_at     timestamptz,
+  stopped_at        timestamptz,
+  last_heartbeat_at timestamptz not null default now()
+);
+
+create table pgflow.step_tasks (
+  run_id                  uuid not null,
+  flow_slug               text not null,
+  step_slug               text not null,
+  task_index              int not null default 0,
+  message_id              bigint,
+  status                  text not null default 'queued',
+  attempts_count          int not null default 0,
+  error_message           text,
+  output                  jsonb,
+  queued_at               timestamptz not null default now(),
+  started_at              timestamptz,
+  completed_at            timestamptz,
+  failed_at               timestamptz,
+  last_worker_id          uuid,
+  requeued_count          int not null default 0,
+  last_requeued_at        timestamptz,
+  permanently_stalled_at  timestamptz,
+  not_before              timestamptz,
+  primary key (run_id, step_slug, task_index),
+  constraint status_is_valid check (status in ('queued', 'started', 'completed', 'failed')),
+  constraint attempts_count_is_nonnegative check (attempts_count >= 0),
+  constraint waits_only_when_queued check (not_before is null or status = 'queued')
+);
+create index step_tasks_by_worker on pgflow.step_tasks (last_worker_id) where status = 'started';
+create index step_tasks_by_due_time on pgflow.step_tasks (not_before) where not_before is not null;

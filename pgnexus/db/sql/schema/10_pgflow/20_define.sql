@@ -1,0 +1,66 @@
+-- Defining flows: idempotent, never changing what is there.
+
+-- A flow's queue bears its slug when that is a legal queue name, else a hash of it: pgmq folds case and
+-- allows 47 characters.
+create function pgflow.queue_name(flow_slug text) returns text
+language sql immutable parallel safe as $$
+  select case when length(flow_slug) <= 47 and flow_slug = lower(flow_slug) then flow_slug
+              else 'pgflow_' || md5(flow_slug) end
+$$;
+
+create function pgflow.create_flow(
+  flow_slug text, max_attempts int default null, base_delay int default null, timeout int default null
+) returns pgflow.flows
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  flow pgflow.flows;
+begin
+  insert into pgflow.flows as f (flow_slug, opt_max_attempts, opt_base_delay, opt_timeout)
+  values (create_flow.flow_slug, coalesce(max_attempts, 3), coalesce(base_delay, 5), coalesce(timeout, 60))
+  on conflict on constraint flows_pkey do nothing;
+  perform pgmq.create(pgflow.queue_name(create_flow.flow_slug))
+    where not exists (select from pgmq.meta m where m.queue_name = pgflow.queue_name(create_flow.flow_slug));
+  select * into flow from pgflow.flows f where f.flow_slug = create_flow.flow_slug;
+  return flow;
+end
+$$;
+
+create function pgflow.add_step(
+  flow_slug text, step_slug text, deps_slugs text[] default '{}', max_attempts int default null,
+  base_delay int default null, timeout int default null, start_delay int default null,
+  step_type text default 'single', required_input_pattern jsonb default null,
+  forbidden_input_pattern jsonb default null, when_unmet text default 'skip', when_exhausted text default 'fail'
+) returns pgflow.steps
+language plpgsql set search_path = pg_catalog, pgflow as $$
+#variable_conflict use_column
+declare
+  step pgflow.steps;
+begin
+  if add_step.step_type = 'map' and cardinality(deps_slugs) > 1 then
+    raise exception 'Map step "%" can have at most one dependency, but % were provided: %',
+      add_step.step_slug, cardinality(deps_slugs), array_to_string(deps_slugs, ', ');
+  end if;
+  -- one definer of a flow at a time, so that step_index has no gaps and no doubles
+  perform from pgflow.flows f where f.flow_slug = add_step.flow_slug for update;
+  insert into pgflow.steps as s (
+    flow_slug, step_slug, step_type, step_index, deps_count, opt_max_attempts, opt_base_delay, opt_timeout,
+    opt_start_delay, required_input_pattern, forbidden_input_pattern, when_unmet, when_exhausted)
+  select add_step.flow_slug, add_step.step_slug, coalesce(add_step.step_type, 'single'),
+         (select coalesce(max(o.step_index) + 1, 0) from pgflow.steps o where o.flow_slug = add_step.flow_slug),
+         cardinality(coalesce(deps_slugs, '{}')), max_attempts, base_delay, timeout, start_delay,
+         add_step.required_input_pattern, add_step.forbidden_input_pattern,
+         coalesce(add_step.when_unmet, 'skip'), coalesce(add_step.when_exhausted, 'fail')
+  on conflict on constraint steps_pkey do nothing;
+  insert into pgflow.deps (flow_slug, dep_slug, step_slug)
+  select add_step.flow_slug, dep, add_step.step_slug from unnest(deps_slugs) as dep
+  on conflict do nothing;
+  select * into step from pgflow.steps s
+  where s.flow_slug = add_step.flow_slug and s.step_slug = add_step.step_slug;
+  return step;
+end
+$$;
+
+create function pgflow.calculate_retry_delay(base_delay numeric, attempts_count int) returns int
+language sql immutable parallel safe as $$
+  select least(floor(base_delay * 2::numeric ^ least(attempts_count, 60)), 2147483647)::int
+$$;

@@ -1,0 +1,249 @@
+-- Chains: flows whose steps are single and follow one another. A worker takes the first step it finds and goes
+-- on to the end; each function here does a whole batch of runs in one pass.
+--
+-- The row of the claimed task is fence and lock: whoever ends a task (completes, fails, releases, recovers,
+-- cancels) first changes that row where it is still started by this worker in this attempt, then the step
+-- states, then the run. Everybody locks in that order.
+
+-- The steps of a flow from one on, in order.
+create function pgflow.steps_from(p_flow_slug text, p_step_slug text) returns table (step_slug text, step_index int)
+language sql stable as $$
+  select s.step_slug, s.step_index
+  from pgflow.steps s
+  where s.flow_slug = p_flow_slug
+    and s.step_index >= (select h.step_index from pgflow.steps h
+                         where h.flow_slug = p_flow_slug and h.step_slug = p_step_slug)
+$$;
+
+-- Start runs and claim their first task for the worker, without a detour through the flow's queue. A run_id
+-- that was used before is left out: the same message, delivered twice, starts nothing twice.
+create function pgflow.start_claimed(p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_inputs jsonb[])
+returns table (run_id uuid, step_slug text, attempt int)
+language plpgsql set search_path = pg_catalog, pgflow as $$
+#variable_conflict use_column
+declare
+  v_run_ids uuid[];
+  v_first text;
+  v_count int;
+begin
+  select count(*)::int, (array_agg(s.step_slug order by s.step_index))[1] into v_count, v_first
+  from pgflow.steps s where s.flow_slug = p_flow_slug;
+  with started as (
+    insert into pgflow.runs (run_id, flow_slug, input, remaining_steps)
+    select i.id, p_flow_slug, i.input, v_count
+    from unnest(p_run_ids, p_inputs) as i (id, input)
+    on conflict on constraint runs_pkey do nothing
+    returning runs.run_id
+  )
+  select array_agg(started.run_id) into v_run_ids from started;
+  if v_run_ids is null then
+    return;
+  end if;
+  insert into pgflow.step_states
+    (run_id, flow_slug, step_slug, status, remaining_tasks, initial_tasks, remaining_deps, started_at)
+  select r.id, p_flow_slug, s.step_slug,
+         case when s.deps_count = 0 then 'started' else 'created' end,
+         case when s.deps_count = 0 then 1 end, 1, s.deps_count,
+         case when s.deps_count = 0 then now() end
+  from unnest(v_run_ids) as r (id) cross join pgflow.steps s
+  where s.flow_slug = p_flow_slug;
+  insert into pgflow.step_tasks (run_id, flow_slug, step_slug, status, attempts_count, started_at, last_worker_id)
+  select r.id, p_flow_slug, v_first, 'started', 1, now(), p_worker_id
+  from unnest(v_run_ids) as r (id);
+  return query select r.id, v_first, 1 from unnest(v_run_ids) as r (id);
+end
+$$;
+
+-- Claim tasks from the flow's queue: those that were retried, released or recovered. Their messages are
+-- deleted at once, since a lease is the worker's sign of life, not a message's visibility.
+create function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit int)
+returns table (run_id uuid, step_slug text, attempt int, input jsonb)
+language sql set search_path = pg_catalog, pgflow as $$
+  with popped as (
+    select (m.message ->> 'run_id')::uuid as run_id, m.message ->> 'step_slug' as step_slug
+    from pgmq.pop(pgflow.queue_name(p_flow_slug), p_limit) as m
+  ), claimed as (
+    update pgflow.step_tasks t
+    set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(),
+        last_worker_id = p_worker_id, message_id = null
+    from popped
+    where t.run_id = popped.run_id and t.step_slug = popped.step_slug and t.task_index = 0
+      and t.status = 'queued' and t.not_before is null
+    returning t.run_id, t.step_slug, t.attempts_count
+  )
+  select c.run_id, c.step_slug, c.attempts_count, r.input
+  from claimed c join pgflow.runs r using (run_id)
+$$;
+
+-- Complete the claimed tasks and every step behind them, and with that their runs. p_outputs: one object a
+-- run, {step: output}; a step that is not in it has the output null. Returns the runs that were completed;
+-- those that are missing had been taken from this worker.
+create function pgflow.complete_chains(
+  p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[], p_outputs jsonb[]
+) returns setof uuid
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_done uuid[];
+  v_heads text[];
+  v_outputs jsonb[];
+begin
+  with ended as (
+    update pgflow.step_tasks t
+    set status = 'completed', completed_at = now(), output = i.outputs -> i.step_slug
+    from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
+    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0 and t.status = 'started'
+      and t.attempts_count = i.attempt and t.last_worker_id = p_worker_id
+    returning t.run_id, t.step_slug, i.outputs
+  )
+  select array_agg(e.run_id), array_agg(e.step_slug), array_agg(e.outputs)
+  into v_done, v_heads, v_outputs from ended e;
+  if v_done is null then
+    return;
+  end if;
+  insert into pgflow.step_tasks
+    (run_id, flow_slug, step_slug, status, attempts_count, output, started_at, completed_at, last_worker_id)
+  select d.run_id, p_flow_slug, s.step_slug, 'completed', 1, d.outputs -> s.step_slug, now(), now(), p_worker_id
+  from unnest(v_done, v_heads, v_outputs) as d (run_id, head, outputs)
+  cross join lateral pgflow.steps_from(p_flow_slug, d.head) s
+  where s.step_slug <> d.head;
+  update pgflow.step_states st
+  set status = 'completed', remaining_tasks = 0, remaining_deps = 0, output = d.outputs -> st.step_slug,
+      started_at = coalesce(st.started_at, now()), completed_at = now()
+  from unnest(v_done, v_outputs) as d (run_id, outputs)
+  where st.run_id = d.run_id and st.status in ('created', 'started');
+  update pgflow.runs r
+  set status = 'completed', completed_at = now(), remaining_steps = 0,
+      output = jsonb_build_object(last.step_slug, d.outputs -> last.step_slug)
+  from unnest(v_done, v_outputs) as d (run_id, outputs)
+  cross join (select s.step_slug from pgflow.steps s where s.flow_slug = p_flow_slug
+              order by s.step_index desc limit 1) as last
+  where r.run_id = d.run_id;
+  return query select unnest(v_done);
+end
+$$;
+
+-- Put claimed tasks back: after a delay and counting the attempt (retry), or at once and without counting it
+-- (release). What waits longer than a moment waits in step_tasks, not as an invisible message on the queue.
+create function pgflow.return_chains(
+  p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[],
+  p_delays double precision[], p_errors text[], p_counts boolean
+) returns setof uuid
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_done uuid[];
+begin
+  with back as (
+    update pgflow.step_tasks t
+    set status = 'queued', started_at = null, queued_at = now(), error_message = coalesce(i.error, t.error_message),
+        attempts_count = t.attempts_count - case when p_counts then 0 else 1 end,
+        not_before = case when i.delay > 0 then now() + make_interval(secs => i.delay) end
+    from unnest(p_run_ids, p_step_slugs, p_attempts, p_delays, p_errors)
+      as i (run_id, step_slug, attempt, delay, error)
+    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0 and t.status = 'started'
+      and t.attempts_count = i.attempt and t.last_worker_id = p_worker_id
+    returning t.run_id
+  )
+  select array_agg(b.run_id) into v_done from back b;
+  perform pgflow.send_queued(p_flow_slug, v_done);
+  return query select unnest(v_done);
+end
+$$;
+
+-- Send the messages of queued tasks that may run now.
+create function pgflow.send_queued(p_flow_slug text, p_run_ids uuid[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_messages jsonb[];
+begin
+  select array_agg(jsonb_build_object('flow_slug', t.flow_slug, 'run_id', t.run_id, 'step_slug', t.step_slug,
+                                      'task_index', t.task_index))
+  into v_messages
+  from pgflow.step_tasks t
+  where t.run_id = any (p_run_ids) and t.status = 'queued' and t.not_before is null;
+  if v_messages is not null then
+    perform pgmq.send_batch(pgflow.queue_name(p_flow_slug), v_messages);
+  end if;
+end
+$$;
+
+-- Fail claimed tasks for good, and with them their steps and runs. p_details is kept as the failed task's
+-- output, for whoever publishes the failure.
+create function pgflow.fail_chains(
+  p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[],
+  p_errors text[], p_details jsonb[]
+) returns setof uuid
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_done uuid[];
+  v_errors text[];
+begin
+  with ended as (
+    update pgflow.step_tasks t
+    set status = 'failed', failed_at = now(), error_message = i.error, output = i.details
+    from unnest(p_run_ids, p_step_slugs, p_attempts, p_errors, p_details)
+      as i (run_id, step_slug, attempt, error, details)
+    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0 and t.status = 'started'
+      and t.attempts_count = i.attempt and t.last_worker_id = p_worker_id
+    returning t.run_id, i.error
+  )
+  select array_agg(e.run_id), array_agg(e.error) into v_done, v_errors from ended e;
+  perform pgflow.fail_runs(v_done, v_errors, false);
+  return query select unnest(v_done);
+end
+$$;
+
+-- The second half of every failure: the started step fails with its run. The task is ended already.
+create function pgflow.fail_runs(p_run_ids uuid[], p_errors text[], p_cancelled boolean) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  update pgflow.step_states st
+  set status = 'failed', failed_at = now(), error_message = i.error
+  from unnest(p_run_ids, p_errors) as i (run_id, error)
+  where st.run_id = i.run_id and st.status = 'started';
+  update pgflow.runs r
+  set status = 'failed', failed_at = now(), cancelled_at = case when p_cancelled then now() end
+  from unnest(p_run_ids) as i (run_id)
+  where r.run_id = i.run_id and r.status = 'started';
+end
+$$;
+
+-- Cancel started runs: their open tasks fail, and with them the runs. Returns those that were cancelled.
+create function pgflow.cancel_runs(p_run_ids uuid[]) returns setof uuid
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_done uuid[];
+begin
+  with ended as (
+    update pgflow.step_tasks t
+    set status = 'failed', failed_at = now(), error_message = 'cancelled', not_before = null
+    where t.run_id = any (p_run_ids) and t.status in ('queued', 'started')
+    returning t.run_id
+  )
+  select array_agg(distinct e.run_id) into v_done from ended e;
+  perform pgflow.fail_runs(v_done, array_fill('cancelled'::text, array[coalesce(cardinality(v_done), 0)]), true);
+  return query select unnest(v_done);
+end
+$$;
+
+-- Move tasks whose time has come onto the flow's queue; returns the seconds until the next one, null if none.
+create function pgflow.send_due(p_flow_slug text, p_limit int default 1000) returns double precision
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_due uuid[];
+begin
+  with due as (
+    select t.run_id, t.step_slug, t.task_index from pgflow.step_tasks t
+    where t.not_before <= clock_timestamp() and t.flow_slug = p_flow_slug
+    order by t.not_before limit p_limit
+    for update skip locked
+  ), moved as (
+    update pgflow.step_tasks t set not_before = null
+    from due where (t.run_id, t.step_slug, t.task_index) = (due.run_id, due.step_slug, due.task_index)
+    returning t.run_id
+  )
+  select array_agg(m.run_id) into v_due from moved m;
+  perform pgflow.send_queued(p_flow_slug, v_due);
+  return (select greatest(extract(epoch from t.not_before - clock_timestamp()), 0) from pgflow.step_tasks t
+          where t.not_before is not null and t.flow_slug = p_flow_slug order by t.not_before limit 1);
+end
+$$;

@@ -1,0 +1,55 @@
+-- The nexus side's tables.
+
+create schema nexus;
+
+-- The books: one row a provider call. Found by time and by request, both of which grow, through BRIN indexes
+-- that cost a write next to nothing.
+create table nexus.attempts (
+  request_id        uuid not null,
+  attempt           int not null,
+  instance_id       uuid,
+  provider          text not null,
+  model             text not null,
+  complexity        text,
+  task_type         text,
+  agent_id          text,
+  outcome           text not null,
+  error             text,
+  started_at        timestamptz not null,
+  duration_ms       int not null,
+  prompt_tokens     bigint not null default 0,
+  completion_tokens bigint not null default 0,
+  cached_tokens     bigint not null default 0,
+  cost              numeric,
+  constraint amounts_are_nonnegative
+    check (duration_ms >= 0 and prompt_tokens >= 0 and completion_tokens >= 0 and cached_tokens >= 0 and cost >= 0)
+);
+create index attempts_by_time on nexus.attempts using brin (started_at);
+create index attempts_by_request on nexus.attempts using brin (request_id);
+
+-- Tokens, cost and latency of the calls, by hour and by all that one asks for.
+create view nexus.metrics as
+  select date_trunc('hour', started_at) as hour, provider, model, complexity, task_type, agent_id, outcome,
+         count(*) as calls, sum(prompt_tokens) as prompt_tokens, sum(completion_tokens) as completion_tokens,
+         sum(cached_tokens) as cached_tokens, sum(cost) as cost,
+         count(*) filter (where cost is null and outcome = 'success') as calls_of_unknown_cost,
+         percentile_cont(0.5) within group (order by duration_ms) as p50_ms,
+         percentile_cont(0.99) within group (order by duration_ms) as p99_ms
+  from nexus.attempts
+  group by 1, 2, 3, 4, 5, 6, 7;
+
+-- Requests that were cancelled before a worker took them up.
+create table nexus.cancellations (
+  request_id   uuid primary key,
+  cancelled_at timestamptz not null default now()
+);
+
+-- What each instance can serve, told with its signs of life; callers ask through nexus_api.available_models.
+create table nexus.models (
+  instance_id uuid not null,
+  provider    text not null,
+  model       text not null,
+  usable      boolean not null,
+  reason      text,
+  primary key (instance_id, provider, model)
+);

@@ -1,0 +1,60 @@
+-- Publishing: the last word on a request, in the transaction that ends its run.
+
+-- Send results to the queues they are wanted on. A queue that does not exist (any more), or a request lane,
+-- cannot take one: it goes to ai_results then, where it is stored all the same.
+create function nexus.publish(p_queues text[], p_results jsonb[], p_notify boolean) returns void
+language plpgsql set search_path = pg_catalog, nexus as $$
+declare
+  v_queue text;
+  v_results jsonb[];
+begin
+  for v_queue, v_results in
+    select coalesce(m.queue_name, 'ai_results'), array_agg(i.result)
+    from unnest(p_queues, p_results) as i (queue, result)
+    left join pgmq.meta m on m.queue_name = i.queue and i.queue not like 'ai\_requests%'
+    group by 1
+  loop
+    perform pgmq.send_batch(v_queue, v_results);
+  end loop;
+  if p_notify then
+    perform pg_notify('pgnexus_results', '');
+  end if;
+end
+$$;
+
+create function nexus.failure(p_request jsonb, p_status text, p_type text, p_message text) returns jsonb
+language sql stable as $$
+  select jsonb_strip_nulls(jsonb_build_object(
+    'request_id', p_request -> 'request_id', 'agent_id', p_request -> 'agent_id', 'status', p_status,
+    'error', jsonb_build_object('type', p_type, 'message', p_message, 'retryable', p_type in ('timeout', 'worker_lost')),
+    'attempts', 0, 'timestamp', clock_timestamp()))
+$$;
+
+-- Every failed run of LLMRequestWorkflow publishes its failure here, whatever failed it: the workflow, the last
+-- lost worker, a cancel, an operator. What the workflow told of it is in its failed task.
+create function nexus.publish_failed_run() returns trigger
+language plpgsql security definer set search_path = pg_catalog, nexus as $$
+declare
+  v_error text;
+  v_details jsonb;
+  v_attempts int;
+begin
+  select t.error_message, t.output, t.attempts_count into v_error, v_details, v_attempts
+  from pgflow.step_tasks t where t.run_id = new.run_id and t.status = 'failed'
+  order by t.failed_at desc limit 1;
+  perform nexus.publish(
+    array[coalesce(new.input ->> 'reply_to', 'ai_results')],
+    array[case
+      when new.cancelled_at is not null then nexus.failure(new.input, 'cancelled', 'cancelled', 'cancelled')
+      else nexus.failure(new.input, 'failed', 'worker_lost', coalesce(v_error, 'the run failed'))
+           || jsonb_build_object('attempts', coalesce(v_attempts, 0)) || coalesce(v_details, '{}')
+    end],
+    true);
+  return null;
+end
+$$;
+
+create trigger publish_failed_run
+  after update of status on pgflow.runs for each row
+  when (new.status = 'failed' and old.status <> 'failed' and new.flow_slug = 'llm_request_workflow')
+  execute function nexus.publish_failed_run();

@@ -1,0 +1,125 @@
+-- T2: requests off their lanes into runs of LLMRequestWorkflow, with their first task claimed.
+
+create function nexus.try_timestamptz(p_text text) returns timestamptz
+language plpgsql stable as $$
+begin
+  return p_text::timestamptz;
+exception when others then
+  return null;  -- the workflow's own validation will say what is wrong with it
+end
+$$;
+
+create function nexus.try_uuid(p_text text) returns uuid
+language sql immutable parallel safe as $$
+  select case when p_text ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_text::uuid end
+$$;
+
+-- Take up to p_limit messages off one lane. Those without a request_id go to the archive with the reason,
+-- cancelled and overdue ones are answered at once, those taken up before are dropped, all others start.
+create function nexus.take_lane(p_lane text, p_worker_id uuid, p_limit int)
+returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
+language plpgsql set search_path = pg_catalog, nexus as $$
+#variable_conflict use_column
+declare
+  v_popped pgmq.message_record[];
+  v_ids uuid[];
+  v_inputs jsonb[];
+  v_ended uuid[];
+begin
+  select array_agg(m order by m.msg_id) into v_popped from pgmq.pop(p_lane, p_limit) m;
+  if v_popped is null then
+    return;
+  end if;
+  perform nexus_api.archive_message(p_lane, m, 'no request: needs request_id, a UUID')
+  from unnest(v_popped) m where nexus.try_uuid(m.message ->> 'request_id') is null;
+  select array_agg(f.id), array_agg(f.message) into v_ids, v_inputs
+  from (
+    select distinct on (u.id) u.id, m.message
+    from unnest(v_popped) m cross join lateral nexus.try_uuid(m.message ->> 'request_id') as u (id)
+    where u.id is not null order by u.id, m.msg_id
+  ) f;
+  if v_ids is null then
+    return;
+  end if;
+  v_ended := nexus.answer_ended(v_ids, v_inputs);
+  return query
+    select s.run_id, s.step_slug, s.attempt, i.input,
+           extract(epoch from nexus.try_timestamptz(i.input ->> 'deadline') - clock_timestamp())::double precision
+    from unnest(v_ids, v_inputs) as i (id, input)
+    join pgflow.start_claimed(
+      'llm_request_workflow', p_worker_id,
+      (select array_agg(a.id) from unnest(v_ids) as a (id) where a.id <> all (v_ended)),
+      (select array_agg(a.input) from unnest(v_ids, v_inputs) as a (id, input) where a.id <> all (v_ended))
+    ) s on s.run_id = i.id;
+end
+$$;
+
+-- Answer the requests that were cancelled or whose deadline passed before anyone took them up; returns them.
+create function nexus.answer_ended(p_ids uuid[], p_inputs jsonb[]) returns uuid[]
+language plpgsql set search_path = pg_catalog, nexus as $$
+declare
+  v_ended uuid[];
+  v_queues text[];
+  v_results jsonb[];
+begin
+  select array_agg(i.id), array_agg(coalesce(i.input ->> 'reply_to', 'ai_results')),
+         array_agg(case when c.request_id is not null
+                        then nexus.failure(i.input, 'cancelled', 'cancelled', 'cancelled before it was taken up')
+                        else nexus.failure(i.input, 'timeout', 'timeout', 'its deadline passed before it was taken up') end)
+  into v_ended, v_queues, v_results
+  from unnest(p_ids, p_inputs) as i (id, input)
+  left join nexus.cancellations c on c.request_id = i.id
+  where (c.request_id is not null or nexus.try_timestamptz(i.input ->> 'deadline') <= clock_timestamp())
+    and not exists (select from pgflow.runs r where r.run_id = i.id);
+  if v_ended is not null then
+    perform nexus.publish(v_queues, v_results, true);
+  end if;
+  return coalesce(v_ended, '{}');
+end
+$$;
+
+-- Take up to p_limit requests: interactive ones first, then those that come back from a retry or a lost
+-- worker, then standard ones, then batches. attempt is the fence to end the task with; seconds_left is null
+-- without a deadline.
+create function nexus.take_requests(p_worker_id uuid, p_limit int)
+returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
+language plpgsql set search_path = pg_catalog, nexus as $$
+#variable_conflict use_column
+declare
+  v_left int := p_limit;
+  v_count int;
+  v_lane text;
+begin
+  foreach v_lane in array '{ai_requests_interactive,llm_request_workflow,ai_requests,ai_requests_batch}'::text[] loop
+    if v_lane = 'llm_request_workflow' then
+      return query
+        select c.run_id, c.step_slug, c.attempt, c.input,
+               extract(epoch from nexus.try_timestamptz(c.input ->> 'deadline') - clock_timestamp())::double precision
+        from pgflow.claim_chains('llm_request_workflow', p_worker_id, v_left) c;
+    else
+      return query select t.* from nexus.take_lane(v_lane, p_worker_id, v_left) t;
+    end if;
+    get diagnostics v_count = row_count;
+    v_left := v_left - v_count;
+    exit when v_left <= 0;
+  end loop;
+end
+$$;
+
+-- The last resort against a message that no batch survives: out of its lane with the reason, alone.
+create function nexus.archive_first(p_lane text, p_reason text) returns bigint
+language plpgsql set search_path = pg_catalog, nexus as $$
+declare
+  v_message pgmq.message_record;
+begin
+  select * into v_message from pgmq.pop(p_lane, 1);
+  if v_message.msg_id is not null then
+    perform nexus_api.archive_message(p_lane, v_message, p_reason);
+    if nexus.try_uuid(v_message.message ->> 'request_id') is not null then
+      perform nexus.publish(array['ai_results'],
+                            array[nexus.failure(v_message.message, 'failed', 'invalid_request', p_reason)], true);
+    end if;
+  end if;
+  return v_message.msg_id;
+end
+$$;

@@ -1,0 +1,112 @@
+-- The few things that cross from one side to the other. SECURITY DEFINER: they may do what their caller's role
+-- may not, so each does one thing and fixes its search_path.
+
+create schema nexus_api;
+
+-- Create a queue for results and let both sides use it.
+create function nexus_api.create_queue(queue_name text) returns void
+language plpgsql security definer set search_path = pg_catalog, nexus_api as $$
+declare
+  v_role text;
+begin
+  if queue_name is null or queue_name !~ '^[a-z0-9_]{1,47}$' then
+    raise exception using errcode = 'PN002',
+      message = format('queue name "%s": use 1 to 47 of a-z, 0-9 and _', queue_name);
+  end if;
+  if not exists (select from pgmq.meta m where m.queue_name = create_queue.queue_name) then
+    perform pgmq.create(queue_name);
+  end if;
+  for v_role in select rolname from pg_roles where rolname in ('pgnexus_caller', 'pgnexus_nexus') loop
+    execute format('grant select, insert, update, delete on pgmq.%I, pgmq.%I to %I',
+                   'q_' || queue_name, 'a_' || queue_name, v_role);
+  end loop;
+end
+$$;
+
+-- Put a message that was taken off a queue into that queue's archive, with the reason in its headers.
+create function nexus_api.archive_message(p_queue text, p_message pgmq.message_record, p_reason text) returns void
+language plpgsql security definer set search_path = pg_catalog, nexus_api as $$
+begin
+  execute format(
+    'insert into pgmq.%I (msg_id, read_ct, enqueued_at, vt, message, headers) values ($1, $2, $3, $4, $5, $6)',
+    pgmq.format_table_name(p_queue, 'a'))
+  using p_message.msg_id, p_message.read_ct, p_message.enqueued_at, p_message.vt, p_message.message,
+        coalesce(p_message.headers, '{}') || jsonb_build_object('reason', p_reason);
+end
+$$;
+
+-- Cancel requests on the nexus side: runs that are under way fail as cancelled, requests that still wait are
+-- answered as cancelled when they are taken up. Workers hear of it at once.
+create function nexus_api.cancel(p_request_ids uuid[]) returns void
+language plpgsql security definer set search_path = pg_catalog, nexus_api as $$
+declare
+  v_ids text;
+begin
+  perform pgflow.cancel_runs(array(
+    select r.run_id from pgflow.runs r
+    where r.run_id = any (p_request_ids) and r.flow_slug = 'llm_request_workflow' and r.status = 'started'));
+  insert into nexus.cancellations (request_id)
+  select i.id from unnest(p_request_ids) as i (id)
+  where not exists (select from pgflow.runs r where r.run_id = i.id)
+  on conflict do nothing;
+  for v_ids in
+    select string_agg(e.id::text, ',')
+    from unnest(p_request_ids) with ordinality as e (id, ordinal) group by (e.ordinal - 1) / 200
+  loop
+    perform pg_notify('pgnexus_cancel', v_ids);
+  end loop;
+end
+$$;
+
+-- How many instances of the nexus side give signs of life.
+create function nexus_api.live_instances(p_lease interval default '12 seconds') returns int
+language sql stable security definer set search_path = pg_catalog, nexus_api as $$
+  select count(*)::int from pgflow.workers w
+  where w.queue_name = 'llm_request_workflow' and w.stopped_at is null
+    and w.last_heartbeat_at > clock_timestamp() - p_lease
+$$;
+
+-- The models that live instances know, and whether any of them can use it now.
+create function nexus_api.available_models()
+returns table (provider text, model text, usable boolean, reason text)
+language sql stable security definer set search_path = pg_catalog, nexus_api as $$
+  select m.provider, m.model, bool_or(m.usable), case when not bool_or(m.usable) then min(m.reason) end
+  from nexus.models m join pgflow.workers w on w.worker_id = m.instance_id
+  where w.stopped_at is null and w.last_heartbeat_at > clock_timestamp() - interval '12 seconds'
+  group by m.provider, m.model
+  order by 3 desc, 1, 2
+$$;
+
+-- Depth of every queue of ours, age of its oldest message in seconds, and how many of them may be read now.
+create function nexus_api.queue_metrics()
+returns table (queue text, depth bigint, ready bigint, oldest_seconds int, archived bigint)
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select m.queue_name from pgmq.meta m order by m.queue_name
+  loop
+    return query execute format(
+      'select %L::text, q.queue_length, q.queue_visible_length, q.oldest_msg_age_sec,
+              (select count(*) from pgmq.%I) from pgmq.metrics(%1$L) q',
+      v_queue, pgmq.format_table_name(v_queue, 'a'));
+  end loop;
+end
+$$;
+
+-- What the nexus side is doing: requests in flight and put back, and of the provider calls that ended in the last
+-- p_window: how many a second, how many failed, and their latency.
+create function nexus_api.activity(p_window interval default '5 minutes')
+returns table (in_flight bigint, waiting_for_retry bigint, instances int, calls bigint, calls_per_second double precision,
+               failed_calls bigint, p50_ms double precision, p95_ms double precision, p99_ms double precision)
+language sql stable security definer set search_path = pg_catalog, nexus_api as $$
+  select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.last_worker_id is not null),
+         (select count(*) from pgflow.step_tasks t where t.not_before is not null),
+         nexus_api.live_instances(), count(*), count(*) / extract(epoch from p_window)::double precision,
+         count(*) filter (where a.outcome <> 'success'),
+         percentile_cont(0.5) within group (order by a.duration_ms),
+         percentile_cont(0.95) within group (order by a.duration_ms),
+         percentile_cont(0.99) within group (order by a.duration_ms)
+  from nexus.attempts a where a.started_at > clock_timestamp() - p_window
+$$;
