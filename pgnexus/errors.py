@@ -20,7 +20,9 @@
         ├── AuthenticationFailed  ├── BadRequest         ├── ContentFiltered
         ├── ContextTooLong        ├── ModelNotFound      ├── QuotaSpent
         ├── TooManyRequests       ├── ProviderUnavailable├── ProviderTimeout
-        └── BadAnswer             rubbish, or an answer cut short
+        ├── BadAnswer             rubbish, or an answer cut short
+        ├── NoCandidate           no model and provider may be asked at all
+        └── InternalFailure       a fault of our own code while it called; its log has the traceback
 
 Each class says with ``retryable`` whether the same request may succeed when it is sent again, and with
 ``type`` the name that stands for it on the wire (``error.type`` of a result).
@@ -228,6 +230,18 @@ class BadAnswer(ProviderError):
 
     retryable = True
     type = "bad_answer"
+
+
+class NoCandidate(ProviderError):
+    """No model and provider may be asked: unknown, or without a key; says which and what to do."""
+
+    type = "model_unavailable"
+
+
+class InternalFailure(ProviderError):
+    """A fault in pgnexus itself while it called a vendor; the log has the traceback."""
+
+    type = "internal"
 
 
 _BY_TYPE: dict[str, type[RequestError]] = {

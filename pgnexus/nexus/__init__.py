@@ -1,0 +1,1 @@
+"""Nexus side: takes requests from the lanes, runs them, publishes their results. Holds the provider keys."""

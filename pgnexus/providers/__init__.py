@@ -1,0 +1,40 @@
+"""Nexus side: the vendors, their wires, the local model and the prices. Knows no database."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from pgnexus.errors import InvalidSettings
+from pgnexus.providers.catalogue import LOCAL, catalogue
+from pgnexus.providers.provider import Completion, Provider
+from pgnexus.settings import Settings
+
+__all__ = ["Completion", "Provider", "build_providers"]
+
+
+def build_providers(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, Provider]:
+    """Every vendor that can be asked, by name: those with a key in ``environ``, and those that need none.
+
+    Nothing is connected or started before the first call. Raises `InvalidSettings` when the extra that
+    carries the wires is not installed.
+    """
+    try:  # an extra: the caller's side needs none of it
+        from pgnexus.providers.http import HttpClient  # noqa: PLC0415
+        from pgnexus.providers.local_model import LocalModel  # noqa: PLC0415
+        from pgnexus.providers.openai_wire import OpenAIWire  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise InvalidSettings(
+            f"this process cannot call providers, {error.name} is missing: pip install 'pgnexus[providers]'"
+        ) from error
+    http = HttpClient()
+    limit = settings.max_message_bytes
+    providers: dict[str, Provider] = {}
+    for name, vendor in catalogue(settings).items():
+        if name == LOCAL:
+            providers[name] = LocalModel(vendor, http, path=settings.local_model_path, max_bytes=limit)
+            continue
+        key = vendor.key(environ)
+        if key is not None or not vendor.needs_key:
+            providers[name] = OpenAIWire(vendor, key, http, max_bytes=limit)
+    return providers

@@ -1,0 +1,205 @@
+"""Nexus side, read by the router and the wires: the vendors as rows, the settings' rows laid over them.
+
+A vendor that speaks OpenAI's wire is one row here or in the settings (``providers.NAME.base_url``).
+Patterns are those of `fnmatch`. A model's name is passed on to its vendor as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Final
+
+from pgnexus.errors import InvalidSettings
+from pgnexus.messages import ApiVersion
+from pgnexus.settings import ProviderSettings, Settings
+
+LOCAL: Final = "local"
+LOCAL_MODEL: Final = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class Vendor:
+    """One vendor: where it is, how it is asked, and which models we know of it."""
+
+    name: str
+    base_url: str
+    api_key_env: tuple[str, ...] = ()
+    needs_key: bool = True
+    apis: tuple[ApiVersion, ...] = ("chat_completions",)
+    price_id: str | None = None
+    """Its name in genai-prices; None: its prices are not known."""
+    free: bool = False
+    models: tuple[str, ...] = ()
+    """Models to list; the first is asked when a request names the vendor alone and no route has one."""
+    serves: tuple[str, ...] = ()
+    """Patterns of the model names that are this vendor's own, so that a name alone finds it."""
+    serves_others: bool = True
+    """False: asking for a model that is not in ``models`` is refused here, not there."""
+    blind: tuple[str, ...] = ()
+    """Patterns of its models that take no images."""
+    responses_only: tuple[str, ...] = ()
+    """Patterns of its models that speak no chat completions."""
+    max_tokens_field: str = "max_tokens"
+    developer_role: bool = False
+    """True: it knows the role ``developer``; others are sent ``system``."""
+    timeout: float | None = None
+    configured: bool = False
+    """True: named in the settings, so that a server which needs no key is believed to be there."""
+
+    def key(self, environ: Mapping[str, str]) -> str | None:
+        """The first of its keys that is set and not blank."""
+        return next((key for name in self.api_key_env if (key := environ.get(name, "").strip())), None)
+
+    def has_model(self, model: str) -> bool:
+        """Whether a name without a vendor means this one."""
+        return model in self.models or any(fnmatchcase(model, pattern) for pattern in self.serves)
+
+    def sees(self, model: str) -> bool:
+        return not any(fnmatchcase(model, pattern) for pattern in self.blind)
+
+    def speaks(self, model: str) -> tuple[ApiVersion, ...]:
+        """The APIs through which the model can be asked, the usual one first."""
+        if any(fnmatchcase(model, pattern) for pattern in self.responses_only):
+            return ("responses",)
+        return self.apis
+
+
+_BUILT_IN: Final = (
+    Vendor(
+        "openai",
+        "https://api.openai.com/v1",
+        ("OPENAI_API_KEY",),
+        apis=("chat_completions", "responses"),
+        price_id="openai",
+        models=("gpt-4o", "gpt-4o-mini", "gpt-5.3-codex", "gpt-5.4-mini", "gpt-6-luna", "gpt-6.1-sol"),
+        serves=("gpt-*", "chatgpt-*", "codex-*", "o1*", "o3*", "o4*"),
+        blind=("gpt-3.5*", "gpt-4", "gpt-4-0*", "gpt-oss*", "o1-mini*", "o3-mini*"),
+        responses_only=("*codex*", "gpt-*-pro", "o1-pro*", "o3-pro*", "*-deep-research"),
+        max_tokens_field="max_completion_tokens",
+        developer_role=True,
+    ),
+    Vendor(
+        "anthropic",
+        "https://api.anthropic.com/v1",
+        ("ANTHROPIC_API_KEY",),
+        price_id="anthropic",
+        models=("claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5"),
+        serves=("claude-*",),
+        blind=("claude-2*", "claude-v1*"),
+    ),
+    Vendor(
+        "gemini",
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        price_id="google",
+        models=("gemini-3.8-flash", "gemini-3.5-flash-lite", "gemini-2.5-pro"),
+        serves=("gemini-*", "gemma-*"),
+    ),
+    Vendor(
+        "xai",
+        "https://api.x.ai/v1",
+        ("XAI_API_KEY",),
+        price_id="x-ai",
+        models=("grok-4.7", "grok-4-fast-non-reasoning"),
+        serves=("grok-*",),
+        blind=("grok-3*", "grok-code*"),
+    ),
+    Vendor(
+        "mistral",
+        "https://api.mistral.ai/v1",
+        ("MISTRAL_API_KEY",),
+        price_id="mistral",
+        models=("mistral-medium-latest", "mistral-small-latest", "mistral-large-4"),
+        serves=("mistral-*", "ministral-*", "magistral-*", "codestral*", "devstral-*", "pixtral-*"),
+        blind=("codestral*", "devstral-*", "mistral-7b*", "mistral-nemo*", "mistral-tiny*"),
+    ),
+    Vendor(
+        "deepseek",
+        "https://api.deepseek.com/v1",
+        ("DEEPSEEK_API_KEY",),
+        price_id="deepseek",
+        models=("deepseek-v4-flash", "deepseek-v4-pro"),
+        serves=("deepseek-*",),
+        blind=("*",),
+    ),
+    Vendor(
+        "groq",
+        "https://api.groq.com/openai/v1",
+        ("GROQ_API_KEY",),
+        price_id="groq",
+        models=("openai/gpt-oss-120b", "openai/gpt-oss-20b", "llama-3.3-70b-versatile"),
+        blind=("openai/gpt-oss-*", "llama-3*"),
+    ),
+    Vendor(
+        "together",
+        "https://api.together.xyz/v1",
+        ("TOGETHER_API_KEY",),
+        price_id="together",
+        models=("zai-org/GLM-5.3", "deepseek-ai/DeepSeek-V4.1-Flash"),
+        blind=("zai-org/*", "deepseek-ai/*"),
+    ),
+    Vendor(
+        "openrouter",
+        "https://openrouter.ai/api/v1",
+        ("OPENROUTER_API_KEY",),
+        price_id="openrouter",
+        models=("anthropic/claude-sonnet-5.5", "google/gemini-3.8-flash", "openai/gpt-4o"),
+        blind=("deepseek/*", "openai/gpt-oss-*"),
+        developer_role=True,
+    ),
+    Vendor("ollama", "http://127.0.0.1:11434/v1", ("OLLAMA_API_KEY",), needs_key=False),
+    Vendor("vllm", "http://127.0.0.1:8000/v1", ("VLLM_API_KEY",), needs_key=False, developer_role=True),
+    Vendor(
+        LOCAL,
+        "",  # its server is started on first use
+        needs_key=False,
+        free=True,
+        models=(LOCAL_MODEL,),
+        serves_others=False,
+        blind=("*",),
+    ),
+)
+
+
+def catalogue(settings: Settings) -> dict[str, Vendor]:
+    """Every vendor that is not switched off, by name, in the order of preference.
+
+    Raises `InvalidSettings` for a new vendor without a base URL.
+
+    >>> catalogue(Settings())["gemini"].api_key_env
+    ('GEMINI_API_KEY', 'GOOGLE_API_KEY')
+    """
+    rows = {vendor.name: vendor for vendor in _BUILT_IN}
+    for name, over in settings.providers.items():
+        rows[name] = _laid_over(rows.get(name), name, over)
+    return {
+        name: row
+        for name, row in rows.items()
+        if name not in settings.providers or settings.providers[name].enabled
+    }
+
+
+def _laid_over(row: Vendor | None, name: str, over: ProviderSettings) -> Vendor:
+    if row is None:
+        if over.base_url is None and over.enabled:
+            raise InvalidSettings(f"providers.{name}.base_url: missing; pgnexus has no row for {name!r}")
+        # A server that nobody named a key for is one that asks for none.
+        row = Vendor(name, over.base_url or "", needs_key=over.api_key_env is not None)
+    elif over.base_url is not None and name == LOCAL:
+        raise InvalidSettings(
+            f"providers.{LOCAL}.base_url: the local model has none; give the server another name"
+        )
+    base_url = over.base_url or row.base_url
+    if base_url and not base_url.startswith(("http://", "https://")):
+        raise InvalidSettings(f"providers.{name}.base_url: {base_url!r} must begin with http:// or https://")
+    return replace(
+        row,
+        base_url=base_url.rstrip("/"),
+        api_key_env=(over.api_key_env,) if over.api_key_env else row.api_key_env,
+        needs_key=row.needs_key if over.needs_key is None else over.needs_key,
+        models=tuple(dict.fromkeys((*over.models, *row.models))),
+        timeout=over.timeout or row.timeout,
+        configured=True,
+    )
