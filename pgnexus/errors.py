@@ -3,6 +3,7 @@
     PgnexusError
     ├── InvalidRequest            the input is wrong; nothing was stored
     ├── InvalidSettings           a setting is wrong; names it
+    ├── ServiceMisused            not started, stopped, after a fork or from another event loop
     ├── RequestError              one stored request did not end in success; has request_id and result
     │   ├── RequestFailed         any failure that has no name of its own below
     │   ├── RequestTimeout        its deadline passed
@@ -55,6 +56,12 @@ class InvalidSettings(PgnexusError, ValueError):
     """A setting is missing or wrong; the message names it and where it came from."""
 
     type = "invalid_settings"
+
+
+class ServiceMisused(PgnexusError, RuntimeError):
+    """A service is used before its start, after its stop, after a fork or from another event loop."""
+
+    type = "service_misused"
 
 
 class RequestError(PgnexusError):
@@ -160,9 +167,7 @@ class ProviderError(PgnexusError):
 
     type = "provider_error"
 
-    def __init__(
-        self, message: str, *, status: int | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after

@@ -83,3 +83,15 @@ create table pgnexus.sweeps (
   swept_to timestamptz not null default '-infinity'
 );
 insert into pgnexus.sweeps default values;
+
+-- What this installation is called, so that a connection into another one is noticed; one row.
+create table pgnexus.installation (
+  only_row boolean primary key default true check (only_row),
+  id       uuid not null default gen_random_uuid()
+);
+insert into pgnexus.installation default values;
+
+create function pgnexus.home() returns text
+language sql stable set search_path = pg_catalog, pgnexus as $$
+  select current_database() || ' ' || i.id from pgnexus.installation i
+$$;

@@ -58,7 +58,9 @@ begin
       array(select (i.item ->> 'delay')::double precision from unnest(p_items) with ordinality as i (item, n) order by i.n),
       array(select i.item ->> 'error' from unnest(p_items) with ordinality as i (item, n) order by i.n),
       p_outcome = 'retry'));
-    perform pg_notify('pgnexus_requests', '');
+    if p_outcome = 'release' then
+      perform pg_notify('pgnexus_requests', '');
+    end if;
   end if;
   return query select unnest(v_done);
 end

@@ -101,8 +101,8 @@ create function nexus_api.activity(p_window interval default '5 minutes')
 returns table (in_flight bigint, waiting_for_retry bigint, instances int, calls bigint, calls_per_second double precision,
                failed_calls bigint, p50_ms double precision, p95_ms double precision, p99_ms double precision)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
-  select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.last_worker_id is not null),
-         (select count(*) from pgflow.step_tasks t where t.not_before is not null),
+  select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.flow_slug = 'llm_request_workflow'),
+         (select count(*) from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = 'llm_request_workflow'),
          nexus_api.live_instances(), count(*), count(*) / extract(epoch from p_window)::double precision,
          count(*) filter (where a.outcome <> 'success'),
          percentile_cont(0.5) within group (order by a.duration_ms),

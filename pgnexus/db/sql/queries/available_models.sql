@@ -1,0 +1,1 @@
+select provider, model, usable, reason from nexus_api.available_models()

@@ -1,0 +1,1 @@
+select nexus_api.cancel(%(request_ids)s::uuid[])

@@ -1,0 +1,1 @@
+select ordinal, request_id, status, created from pgnexus.enqueue(%(requests)s::text[]::jsonb[], %(notify)s)

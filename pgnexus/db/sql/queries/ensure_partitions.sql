@@ -1,0 +1,1 @@
+select pgnexus.ensure_partitions() as made

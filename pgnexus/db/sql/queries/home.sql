@@ -1,0 +1,1 @@
+select pgnexus.home() as home

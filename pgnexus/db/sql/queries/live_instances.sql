@@ -1,0 +1,1 @@
+select nexus_api.live_instances() as instances

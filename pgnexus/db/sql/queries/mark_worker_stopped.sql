@@ -1,0 +1,1 @@
+select pgflow.mark_worker_stopped(%(worker_id)s)

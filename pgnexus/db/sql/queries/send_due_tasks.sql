@@ -1,0 +1,1 @@
+select pgflow.send_due(%(flow_slug)s) as next_in

@@ -1,0 +1,1 @@
+select sent, timed_out, next_in from pgnexus.sweep(%(limit)s, %(all)s)
