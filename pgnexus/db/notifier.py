@@ -1,0 +1,85 @@
+"""After each transaction of a request: one NOTIFY at once, then one for a window's worth of others.
+
+NOTIFY takes a lock on the whole database while it commits, so a busy process must not send one with
+every transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from pgnexus.db.database import Database
+from pgnexus.errors import DatabaseError
+
+log = logging.getLogger(__name__)
+
+WINDOW = 0.005  # seconds
+
+
+class Notifier:
+    """Coalesces this process's NOTIFYs by channel.
+
+    Before a transaction that others should hear of, ask `claim`; when it says False, call `committed`
+    after the commit, since the window may have ended before it::
+
+        notify = notifier.claim(channel)
+        ...  # the transaction; with pg_notify in it if notify
+        if not notify:
+            notifier.committed(channel)
+    """
+
+    def __init__(self, db: Database, *, window: float = WINDOW) -> None:
+        self._db = db
+        self._window = window
+        self._open: dict[str, asyncio.TimerHandle] = {}
+        self._due: set[str] = set()
+        self._sending: set[asyncio.Task[None]] = set()
+
+    def claim(self, channel: str) -> bool:
+        """True: this transaction shall NOTIFY itself. False: one is sent when the window ends."""
+        if channel in self._open:
+            self._due.add(channel)
+            return False
+        self._begin(channel)
+        return True
+
+    def committed(self, channel: str) -> None:
+        """A transaction that was not to NOTIFY is committed: a NOTIFY after now is due."""
+        if channel in self._open:
+            self._due.add(channel)
+        else:
+            self._begin(channel)
+            self._send(channel)
+
+    async def close(self) -> None:
+        """Send what is due, and wait until it is sent."""
+        for handle in self._open.values():
+            handle.cancel()
+        self._open.clear()
+        for channel in tuple(self._due):
+            self._send(channel)
+        while self._sending:
+            await asyncio.wait(self._sending)
+
+    def _begin(self, channel: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._open[channel] = loop.call_later(self._window, self._end, channel)
+
+    def _end(self, channel: str) -> None:
+        del self._open[channel]
+        if channel in self._due:
+            self._begin(channel)
+            self._send(channel)
+
+    def _send(self, channel: str) -> None:
+        self._due.discard(channel)
+        task = asyncio.create_task(self._notify(channel))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _notify(self, channel: str) -> None:
+        try:
+            await self._db.query("notify", {"channel": channel, "payload": ""})
+        except DatabaseError as error:  # the listeners look for themselves when the database is back
+            log.debug("NOTIFY %s was not sent: %s", channel, error)

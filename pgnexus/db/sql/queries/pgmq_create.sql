@@ -1,0 +1,1 @@
+SELECT nexus_api.create_queue(%(queue)s)

@@ -1,1 +1,0 @@
-SELECT pgmq.create(%(queue)s)

@@ -1,0 +1,109 @@
+"""Beside every step of a request: one loop that wakes by NOTIFY or timer, starts and stops cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from pgnexus.errors import DatabaseUnavailable
+
+log = logging.getLogger(__name__)
+
+_FIRST_BACKOFF = 0.1
+_LAST_BACKOFF = 5.0
+
+
+class Looper:
+    """Calls ``work`` again and again until stopped.
+
+    ``work`` returns 0 for "again at once", n for "again in n seconds at the latest", None for "when woken,
+    or after ``poll_interval``". A wake-up during the work is kept for the next round. Faults never end
+    the loop: it backs off with jitter from 0.1 to 5 s, and says so, for an outage once.
+    """
+
+    def __init__(
+        self, name: str, work: Callable[[], Awaitable[float | None]], *, poll_interval: float
+    ) -> None:
+        self.name = name
+        self._work = work
+        self._poll_interval = poll_interval
+        self._woken = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._faults = 0
+        self._outage = False
+
+    def start(self) -> None:
+        """Begin, in the running event loop; the first round comes at once."""
+        if self._task is not None:
+            raise RuntimeError(f"{self.name}: already started")
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.create_task(self._run(), name=self.name)
+
+    def wake(self) -> None:
+        """Have the work done now, or once more when it is under way; from any thread."""
+        try:
+            home = self._loop is None or self._loop is asyncio.get_running_loop()
+        except RuntimeError:
+            home = False
+        if home or self._loop is None:
+            self._woken.set()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def stop(self) -> None:
+        """Let the round under way finish, then end; being cancelled meanwhile cancels that round."""
+        self._stopping.set()
+        self._woken.set()
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._woken.clear()
+            try:
+                pause = await self._work()
+            except DatabaseUnavailable as error:
+                await self._after_outage(error)
+            except Exception:
+                self._faults += 1
+                log.exception("%s: failed, goes on", self.name)
+                await _wait(self._stopping, self._backoff())
+            else:
+                self._after_success()
+                if pause is None:
+                    pause = self._poll_interval
+                if pause > 0 and not self._stopping.is_set():
+                    await _wait(self._woken, pause)
+                else:
+                    await asyncio.sleep(0)  # others run, too
+
+    def _after_success(self) -> None:
+        if self._outage:
+            log.info("%s: the database is back", self.name)
+        self._outage = False
+        self._faults = 0
+
+    async def _after_outage(self, error: DatabaseUnavailable) -> None:
+        if not self._outage:
+            log.warning("%s: waits for the database: %s", self.name, error)
+        self._outage = True
+        self._faults += 1
+        await _wait(self._stopping, _FIRST_BACKOFF * random.uniform(0.5, 1.5))
+        if not self._stopping.is_set():  # a wake-up says that the listener has the database back
+            await _wait(self._woken, self._backoff())
+
+    def _backoff(self) -> float:
+        ceiling = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._faults, 10))
+        return random.uniform(_FIRST_BACKOFF, ceiling)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
