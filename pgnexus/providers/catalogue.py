@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Final
 
 from pgnexus.errors import InvalidSettings
@@ -54,16 +55,19 @@ class Vendor:
 
     def has_model(self, model: str) -> bool:
         """Whether a name without a vendor means this one."""
-        return model in self.models or any(fnmatchcase(model, pattern) for pattern in self.serves)
+        return model in self.models or _matches(model, self.serves)
 
     def sees(self, model: str) -> bool:
-        return not any(fnmatchcase(model, pattern) for pattern in self.blind)
+        return not _matches(model, self.blind)
 
     def speaks(self, model: str) -> tuple[ApiVersion, ...]:
         """The APIs through which the model can be asked, the usual one first."""
-        if any(fnmatchcase(model, pattern) for pattern in self.responses_only):
-            return ("responses",)
-        return self.apis
+        return ("responses",) if _matches(model, self.responses_only) else self.apis
+
+
+@lru_cache(maxsize=4096)
+def _matches(model: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(model, pattern) for pattern in patterns)
 
 
 _BUILT_IN: Final = (

@@ -13,7 +13,7 @@ _KEEPALIVE = 30.0
 
 
 class HttpClient:
-    """A lazily opened `aiohttp.ClientSession`, shared by the wires that hold it.
+    """A lazily opened `aiohttp.ClientSession`, shared by the wires that use it, closed by the last of them.
 
     How many calls run at once is the caller's business, so the number of connections has no limit.
     """
@@ -21,15 +21,11 @@ class HttpClient:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._holders = 0
+        self._users: set[object] = set()
 
-    def hold(self) -> HttpClient:
-        """Count one more user; each gives it back with `release`."""
-        self._holders += 1
-        return self
-
-    def session(self) -> aiohttp.ClientSession:
-        """The open session of the running loop."""
+    def session(self, user: object) -> aiohttp.ClientSession:
+        """The open session of the running loop; ``user`` gives it back with `release`."""
+        self._users.add(user)
         session = self._session
         if session is not None and not session.closed and self._loop is asyncio.get_running_loop():
             return session
@@ -42,10 +38,10 @@ class HttpClient:
         )
         return self._session
 
-    async def release(self) -> None:
-        """The last user closes the session."""
-        self._holders -= 1
-        if self._holders <= 0 and self._session is not None:
+    async def release(self, user: object) -> None:
+        """The last user closes the session; one that never used it may say so, too."""
+        self._users.discard(user)
+        if not self._users and self._session is not None:
             session, self._session = self._session, None
             await session.close()
 

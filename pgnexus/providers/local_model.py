@@ -71,7 +71,7 @@ class LocalModel:
 
     def __init__(self, vendor: Vendor, http: HttpClient, *, path: Path | None, max_bytes: int) -> None:
         self._vendor = vendor
-        self._http = http.hold()
+        self._http = http
         self._path = path
         self._max_bytes = max_bytes
         self._starting = asyncio.Lock()
@@ -79,7 +79,6 @@ class LocalModel:
         self._slots = asyncio.Semaphore(_SLOTS)
         self._process: asyncio.subprocess.Process | None = None
         self._wire: OpenAIWire | None = None
-        self._closed = False
 
     @property
     def name(self) -> str:
@@ -113,11 +112,7 @@ class LocalModel:
             self._slots.release()
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
         await self._stop()
-        await self._http.release()
 
     async def _running(self) -> OpenAIWire:
         if self._wire is not None and self.pid is not None:

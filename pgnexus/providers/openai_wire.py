@@ -30,9 +30,8 @@ class OpenAIWire:
     def __init__(self, vendor: Vendor, key: str | None, http: HttpClient, *, max_bytes: int) -> None:
         self._vendor = vendor
         self._key = key
-        self._http = http.hold()
+        self._http = http
         self._max_bytes = max_bytes
-        self._closed = False
         self._proxy = proxy_for(vendor.base_url)
         self._chat_url = URL(f"{vendor.base_url}/chat/completions")
         self._responses_url = URL(f"{vendor.base_url}/responses")
@@ -61,9 +60,7 @@ class OpenAIWire:
         return openai_chat.completion(answer, model, where)
 
     async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            await self._http.release()
+        await self._http.release(self)
 
     def _api(self, request: LLMRequest, model: str, where: str) -> ApiVersion:
         spoken = self._vendor.speaks(model)
@@ -78,7 +75,7 @@ class OpenAIWire:
         try:
             async with (
                 asyncio.timeout(timeout),
-                self._http.session().post(
+                self._http.session(self).post(
                     url, data=payload, headers=self._headers, proxy=self._proxy, allow_redirects=False
                 ) as response,
             ):
