@@ -51,21 +51,11 @@ class Server:
 
     def create(self, *, template: str = "template0") -> str:
         name = f"test_{uuid.uuid4().hex[:16]}"
-        self.execute(f"CREATE DATABASE {{}} TEMPLATE {{}} {self._strategy}", name, template)
+        self.execute("CREATE DATABASE {} TEMPLATE {}", name, template)
         return name
 
     def drop(self, name: str) -> None:
         self.execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
-
-    @property
-    def _strategy(self) -> str:
-        # Copying files beats writing them all to the WAL, where there is the choice.
-        return "STRATEGY file_copy" if self.version >= 150_000 else ""
-
-    @property
-    def version(self) -> int:
-        with psycopg.connect(self.url("postgres")) as connection:
-            return connection.info.server_version
 
 
 @pytest.fixture(scope="session")

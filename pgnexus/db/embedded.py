@@ -69,17 +69,20 @@ class EmbeddedServer:
         return f"postgresql://postgres@/pgnexus?host={quote(str(self._socket_dir()), safe='')}&port={_PORT}"
 
     def start(self) -> str:
-        """Join the server, starting it when nobody has; its URL. Blocks, for seconds at worst.
+        """Join the server, starting it when it does not run; its URL. Blocks, for seconds at worst.
+
+        Called again, it starts a server that was killed meanwhile.
 
         Raises `UnsuitableDatabase` when there are no programs, or they cannot serve this directory, and
         `DatabaseUnavailable` with the end of the server's log when it does not come up.
         """
-        if self._users is not None:
-            return self.url
         owner = Owner.current()
         self._make_data_dir(owner)
         binaries = Binaries.find(owner, self._bin_dir)
         with self._lock("start.lock"):
+            if self._users is not None:
+                self._bring_up(binaries)
+                return self.url
             users = os.open(self.data_dir / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(users, fcntl.LOCK_SH)
@@ -247,11 +250,13 @@ class EmbeddedServer:
     def _clear_stale_pid(self) -> None:
         """PostgreSQL itself passes over a dead pid, but not over one that another program has got.
 
-        Only the number is replaced: by the rest of the file the server sees whether children of the old
+        Of the pid file only the number is replaced: by its rest the server sees whether children of the old
         one still hold its memory, and two servers on the same files would ruin them.
         """
-        lines = self._pid_file()
-        if lines and self._postmaster() is None:
+        if self._postmaster() is not None:
+            return
+        (self._socket_dir() / f".s.PGSQL.{_PORT}.lock").unlink(missing_ok=True)
+        if lines := self._pid_file():
             (self._cluster / "postmaster.pid").write_text("\n".join([_NO_PID, *lines[1:]]) + "\n")
 
     def _socket_dir(self) -> Path:

@@ -45,7 +45,7 @@ async def migrate(
             if roles:  # new objects want grants
                 await _apply_roles(connection, sql_dir)
     except psycopg.Error as error:
-        raise unavailable(error, url) or DatabaseError(f"{display(url)}: {error}") from error
+        raise unavailable(error, url) or _fault(error, url) from error
     finally:
         await connection.close()
     return applied
@@ -60,7 +60,7 @@ async def create_roles(url: str, *, sql_dir: Path = SQL_DIR, connect_timeout: fl
             raise SchemaMismatch(f"{display(url)} has no pgnexus schema: {_MIGRATE} first")
         await _apply_roles(connection, sql_dir)
     except psycopg.Error as error:
-        raise unavailable(error, url) or DatabaseError(f"{display(url)}: {error}") from error
+        raise unavailable(error, url) or _fault(error, url) from error
     finally:
         await connection.close()
 
@@ -161,12 +161,16 @@ async def _run(connection: Connection, name: str, text: str) -> None:
     try:
         await connection.execute(text)
     except psycopg.Error as error:
-        error.add_note(f"in {name}")
+        error.add_note(name)
         raise
 
 
 async def _fetch(connection: Connection, name: str, params: Mapping[str, Any] | None = None) -> list[Any]:
     return await (await connection.execute(load(name), params)).fetchall()
+
+
+def _fault(error: psycopg.Error, url: str) -> DatabaseError:
+    return DatabaseError(": ".join([display(url), *getattr(error, "__notes__", ()), str(error)]))
 
 
 def _own_version() -> str:

@@ -450,8 +450,10 @@ begin
 end
 $$;
 
--- Move tasks whose time has come onto the flow's queue; returns the seconds until the next one, null if none.
-create function pgflow.send_due(p_flow_slug text, p_limit int default 1000) returns double precision
+-- Move tasks whose time has come onto the flow's queue; tells how many, and the seconds until the next one (null
+-- if there is none).
+create function pgflow.send_due(p_flow_slug text, p_limit int default 1000)
+returns table (sent int, next_in double precision)
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_due uuid[];
@@ -468,8 +470,11 @@ begin
   )
   select array_agg(m.run_id) into v_due from moved m;
   perform pgflow.send_queued(p_flow_slug, v_due);
-  return (select greatest(extract(epoch from t.not_before - clock_timestamp()), 0) from pgflow.step_tasks t
-          where t.not_before is not null and t.flow_slug = p_flow_slug order by t.not_before limit 1);
+  return query
+    select coalesce(cardinality(v_due), 0),
+           (select greatest(extract(epoch from t.not_before - clock_timestamp()), 0)::double precision
+            from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = p_flow_slug
+            order by t.not_before limit 1);
 end
 $$;
 
@@ -635,6 +640,18 @@ create table pgnexus.sweeps (
   swept_to timestamptz not null default '-infinity'
 );
 insert into pgnexus.sweeps default values;
+
+-- What this installation is called, so that a connection into another one is noticed; one row.
+create table pgnexus.installation (
+  only_row boolean primary key default true check (only_row),
+  id       uuid not null default gen_random_uuid()
+);
+insert into pgnexus.installation default values;
+
+create function pgnexus.home() returns text
+language sql stable set search_path = pg_catalog, pgnexus as $$
+  select current_database() || ' ' || i.id from pgnexus.installation i
+$$;
 
 -- schema/20_pgnexus/20_partitions.sql
 
@@ -1020,6 +1037,20 @@ begin
 end
 $$;
 
+-- The last resort against a message that no batch survives: off its queue with the reason, alone.
+create function pgnexus.reject_result(p_queue text, p_reason text) returns bigint
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+declare
+  v_message pgmq.message_record;
+begin
+  select * into v_message from pgmq.pop(p_queue, 1);
+  if v_message.msg_id is not null then
+    perform nexus_api.archive_message(p_queue, v_message, p_reason);
+  end if;
+  return v_message.msg_id;
+end
+$$;
+
 -- schema/20_pgnexus/50_control.sql
 
 -- Cancelling, and the sweep: what must happen on the caller's side also when no nexus is alive.
@@ -1156,12 +1187,13 @@ $$;
 
 create schema nexus;
 
--- The books: one row a provider call. Found by time and by request, both of which grow, through BRIN indexes
--- that cost a write next to nothing.
+-- The books: one row a provider call. attempt counts how often the request was taken up, call the provider calls
+-- of that time; the key keeps a call from being booked twice when a commit was cut off half-way.
 create table nexus.attempts (
   request_id        uuid not null,
   attempt           int not null,
-  instance_id       uuid,
+  call              int not null,
+  instance_id       uuid not null,
   provider          text not null,
   model             text not null,
   complexity        text,
@@ -1175,11 +1207,12 @@ create table nexus.attempts (
   completion_tokens bigint not null default 0,
   cached_tokens     bigint not null default 0,
   cost              numeric,
+  primary key (request_id, attempt, call, instance_id),
   constraint amounts_are_nonnegative
     check (duration_ms >= 0 and prompt_tokens >= 0 and completion_tokens >= 0 and cached_tokens >= 0 and cost >= 0)
 );
+-- rows come in the order of time, so a BRIN index finds them and costs a write next to nothing
 create index attempts_by_time on nexus.attempts using brin (started_at);
-create index attempts_by_request on nexus.attempts using brin (request_id);
 
 -- Tokens, cost and latency of the calls, by hour and by all that one asks for.
 create view nexus.metrics as
@@ -1382,7 +1415,7 @@ end
 $$;
 
 -- The last resort against a message that no batch survives: out of its lane with the reason, alone.
-create function nexus.archive_first(p_lane text, p_reason text) returns bigint
+create function nexus.reject_request(p_lane text, p_reason text) returns bigint
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_message pgmq.message_record;
@@ -1447,21 +1480,25 @@ begin
       array(select jsonb_build_object('route_llm', (i.item -> 'result') - '{response,message}'::text[])
             from unnest(p_items) with ordinality as i (item, n) order by i.n)));
     perform nexus.publish(
-      array_agg(coalesce(i.item ->> 'reply_to', 'ai_results')), array_agg(i.item -> 'result'), p_notify)
-    from unnest(p_runs, p_items) as i (run_id, item) where i.run_id = any (v_done)
+      array_agg(coalesce(i.item ->> 'reply_to', 'ai_results')),
+      array_agg(nexus.count_calls(i.item -> 'result', i.run_id, i.attempt)), p_notify)
+    from unnest(p_runs, p_attempts, p_items) as i (run_id, attempt, item) where i.run_id = any (v_done)
     having count(*) > 0;
   elsif p_outcome = 'failed' then
     v_done := array(select pgflow.fail_chains(
       'llm_request_workflow', p_worker_id, p_runs, p_steps, p_attempts,
       array(select i.item ->> 'error' from unnest(p_items) with ordinality as i (item, n) order by i.n),
-      array(select i.item -> 'details' from unnest(p_items) with ordinality as i (item, n) order by i.n)));
+      array(select nexus.count_calls(i.item -> 'details', i.run_id, i.attempt)
+            from unnest(p_runs, p_attempts, p_items) with ordinality as i (run_id, attempt, item, n) order by i.n)));
   else
     v_done := array(select pgflow.return_chains(
       'llm_request_workflow', p_worker_id, p_runs, p_steps, p_attempts,
       array(select (i.item ->> 'delay')::double precision from unnest(p_items) with ordinality as i (item, n) order by i.n),
       array(select i.item ->> 'error' from unnest(p_items) with ordinality as i (item, n) order by i.n),
       p_outcome = 'retry'));
-    perform pg_notify('pgnexus_requests', '');
+    if p_outcome = 'release' then
+      perform pg_notify('pgnexus_requests', '');
+    end if;
   end if;
   return query select unnest(v_done);
 end
@@ -1471,16 +1508,24 @@ $$;
 create function nexus.book(p_worker_id uuid, p_items jsonb[]) returns void
 language sql set search_path = pg_catalog, nexus as $$
   insert into nexus.attempts (
-    request_id, attempt, instance_id, provider, model, complexity, task_type, agent_id, outcome, error, started_at,
+    request_id, attempt, call, instance_id, provider, model, complexity, task_type, agent_id, outcome, error, started_at,
     duration_ms, prompt_tokens, completion_tokens, cached_tokens, cost)
-  select (i.item ->> 'run_id')::uuid, (i.item ->> 'attempt')::int, p_worker_id, c.provider, c.model,
+  select (i.item ->> 'run_id')::uuid, (i.item ->> 'attempt')::int, c.call, p_worker_id, c.provider, c.model,
          i.item ->> 'complexity', i.item ->> 'task_type', i.item ->> 'agent_id', c.outcome, c.error, c.started_at,
          c.duration_ms, coalesce(c.prompt_tokens, 0), coalesce(c.completion_tokens, 0), coalesce(c.cached_tokens, 0),
          c.cost
   from unnest(p_items) as i (item)
   cross join lateral jsonb_to_recordset(i.item -> 'calls') as c (
-    provider text, model text, outcome text, error text, started_at timestamptz, duration_ms int,
+    call int, provider text, model text, outcome text, error text, started_at timestamptz, duration_ms int,
     prompt_tokens bigint, completion_tokens bigint, cached_tokens bigint, cost numeric)
+  on conflict do nothing
+$$;
+
+-- A request that was taken up more than once: its result counts the provider calls of all those times.
+create function nexus.count_calls(p_message jsonb, p_run_id uuid, p_attempt int) returns jsonb
+language sql stable set search_path = pg_catalog, nexus as $$
+  select case when p_attempt <= 1 then p_message else p_message || jsonb_build_object('attempts', (
+    select count(*) from nexus.attempts a where a.request_id = p_run_id)) end
 $$;
 
 -- schema/40_nexus_api/10_api.sql
@@ -1588,8 +1633,8 @@ create function nexus_api.activity(p_window interval default '5 minutes')
 returns table (in_flight bigint, waiting_for_retry bigint, instances int, calls bigint, calls_per_second double precision,
                failed_calls bigint, p50_ms double precision, p95_ms double precision, p99_ms double precision)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
-  select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.last_worker_id is not null),
-         (select count(*) from pgflow.step_tasks t where t.not_before is not null),
+  select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.flow_slug = 'llm_request_workflow'),
+         (select count(*) from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = 'llm_request_workflow'),
          nexus_api.live_instances(), count(*), count(*) / extract(epoch from p_window)::double precision,
          count(*) filter (where a.outcome <> 'success'),
          percentile_cont(0.5) within group (order by a.duration_ms),
