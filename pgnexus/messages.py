@@ -10,7 +10,7 @@ import os
 import time
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
@@ -199,6 +199,13 @@ class LLMResult(BaseModel):
     error: ResultError | None = None
     timestamp: datetime | None = None
 
+    @model_validator(mode="after")
+    def _whole_message(self) -> LLMResult:
+        """The wire leaves the text out of ``message``, so that no answer travels twice; here it is whole."""
+        if self.response is not None and "content" not in (self.message or {}):
+            self.message = {"role": "assistant", **(self.message or {}), "content": self.response}
+        return self
+
     @property
     def text(self) -> str:
         """The answer's text; empty when the answer is only tool calls, or none."""
@@ -212,3 +219,12 @@ class LLMResult(BaseModel):
     @property
     def ok(self) -> bool:
         return self.status == "success"
+
+
+class ModelInfo(NamedTuple):
+    """A model of a live nexus instance; ``reason`` says why it cannot be used now."""
+
+    provider: str
+    model: str
+    usable: bool
+    reason: str | None

@@ -17,7 +17,7 @@ from pgnexus.errors import InvalidRequest
 
 MAX_DEPTH = 100
 _REPLACEMENT = "\ufffd"
-_SURROGATES = {code: _REPLACEMENT for code in range(0xD800, 0xE000)} | {0: _REPLACEMENT}
+_SURROGATES = dict.fromkeys(range(55296, 57344), _REPLACEMENT) | {0: _REPLACEMENT}
 
 
 def check(value: Any, where: str) -> None:

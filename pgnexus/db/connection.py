@@ -104,6 +104,17 @@ async def connect(url: str, *, timeout: float, application_name: str = "pgnexus"
     return connection
 
 
+def connect_blocking(url: str, *, timeout: float) -> psycopg.Connection[Any]:
+    """`connect` for a thread of its own, with rows as tuples; raises psycopg's errors."""
+    parameters = {**_TCP, "application_name": "pgnexus heartbeat", **read_url(url), "client_encoding": "UTF8"}
+    parameters["connect_timeout"] = max(2, math.ceil(timeout))
+    connection: psycopg.Connection[Any] = psycopg.connect(
+        make_conninfo("", **parameters), autocommit=True, prepare_threshold=None
+    )
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
+    return connection
+
+
 def went_away(connection: Connection) -> bool:
     """Whether an idle connection has ended: a server has nothing to say to one unless it leaves."""
     if connection.closed:
@@ -113,7 +124,7 @@ def went_away(connection: Connection) -> bool:
     return bool(poll.poll(0))
 
 
-def sever(connection: Connection) -> None:
+def sever(connection: Connection | psycopg.Connection[Any]) -> None:
     """Cut the wire, so that whoever waits on it gets an error now; cancelling would ask the hung peer."""
     if connection.closed:
         return

@@ -1,0 +1,1 @@
+"""pgflow, the workflow engine: its SQL is the engine, what is here calls it."""

@@ -1,1 +1,2 @@
-select ordinal, request_id, status, created from pgnexus.enqueue(%(requests)s::text[]::jsonb[], %(notify)s)
+select ordinal, request_id, status, created
+from pgnexus.enqueue(cast(%(requests)s as text[])::jsonb[], cast(%(notify)s as boolean))

@@ -1,1 +1,1 @@
-select pgflow.send_due(%(flow_slug)s) as next_in
+select sent, next_in from pgflow.send_due(%(flow_slug)s)

@@ -225,8 +225,10 @@ begin
 end
 $$;
 
--- Move tasks whose time has come onto the flow's queue; returns the seconds until the next one, null if none.
-create function pgflow.send_due(p_flow_slug text, p_limit int default 1000) returns double precision
+-- Move tasks whose time has come onto the flow's queue; tells how many, and the seconds until the next one (null
+-- if there is none).
+create function pgflow.send_due(p_flow_slug text, p_limit int default 1000)
+returns table (sent int, next_in double precision)
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_due uuid[];
@@ -243,7 +245,10 @@ begin
   )
   select array_agg(m.run_id) into v_due from moved m;
   perform pgflow.send_queued(p_flow_slug, v_due);
-  return (select greatest(extract(epoch from t.not_before - clock_timestamp()), 0) from pgflow.step_tasks t
-          where t.not_before is not null and t.flow_slug = p_flow_slug order by t.not_before limit 1);
+  return query
+    select coalesce(cardinality(v_due), 0),
+           (select greatest(extract(epoch from t.not_before - clock_timestamp()), 0)::double precision
+            from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = p_flow_slug
+            order by t.not_before limit 1);
 end
 $$;

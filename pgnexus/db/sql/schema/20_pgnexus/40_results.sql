@@ -136,3 +136,17 @@ begin
   end if;
 end
 $$;
+
+-- The last resort against a message that no batch survives: off its queue with the reason, alone.
+create function pgnexus.reject_result(p_queue text, p_reason text) returns bigint
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+declare
+  v_message pgmq.message_record;
+begin
+  select * into v_message from pgmq.pop(p_queue, 1);
+  if v_message.msg_id is not null then
+    perform nexus_api.archive_message(p_queue, v_message, p_reason);
+  end if;
+  return v_message.msg_id;
+end
+$$;

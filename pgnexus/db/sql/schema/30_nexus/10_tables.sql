@@ -2,12 +2,13 @@
 
 create schema nexus;
 
--- The books: one row a provider call. Found by time and by request, both of which grow, through BRIN indexes
--- that cost a write next to nothing.
+-- The books: one row a provider call. attempt counts how often the request was taken up, call the provider calls
+-- of that time; the key keeps a call from being booked twice when a commit was cut off half-way.
 create table nexus.attempts (
   request_id        uuid not null,
   attempt           int not null,
-  instance_id       uuid,
+  call              int not null,
+  instance_id       uuid not null,
   provider          text not null,
   model             text not null,
   complexity        text,
@@ -21,11 +22,12 @@ create table nexus.attempts (
   completion_tokens bigint not null default 0,
   cached_tokens     bigint not null default 0,
   cost              numeric,
+  primary key (request_id, attempt, call, instance_id),
   constraint amounts_are_nonnegative
     check (duration_ms >= 0 and prompt_tokens >= 0 and completion_tokens >= 0 and cached_tokens >= 0 and cost >= 0)
 );
+-- rows come in the order of time, so a BRIN index finds them and costs a write next to nothing
 create index attempts_by_time on nexus.attempts using brin (started_at);
-create index attempts_by_request on nexus.attempts using brin (request_id);
 
 -- Tokens, cost and latency of the calls, by hour and by all that one asks for.
 create view nexus.metrics as

@@ -107,7 +107,7 @@ end
 $$;
 
 -- The last resort against a message that no batch survives: out of its lane with the reason, alone.
-create function nexus.archive_first(p_lane text, p_reason text) returns bigint
+create function nexus.reject_request(p_lane text, p_reason text) returns bigint
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_message pgmq.message_record;

@@ -1,0 +1,95 @@
+"""T1: requests into durable jobs, many callers in one transaction, or one in the caller's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from pgnexus.batcher import Batcher
+from pgnexus.caller.draft import RequestDraft
+from pgnexus.caller.joined import JoinedConnection, refusal
+from pgnexus.caller.results import JobStatus
+from pgnexus.db.database import Database
+from pgnexus.db.notifier import Notifier
+from pgnexus.errors import DatabaseUnavailable
+from pgnexus.messages import REQUESTS_CHANNEL
+
+MAX_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that is stored; ``created`` is False when the same one had been stored before."""
+
+    request_id: UUID
+    status: JobStatus
+    created: bool
+
+
+class LlmRequestWorker:
+    """Turns requests into durable jobs; what is asked at the same time is stored together."""
+
+    def __init__(self, db: Database, notifier: Notifier) -> None:
+        self._db = db
+        self._notifier = notifier
+        self._batcher: Batcher[RequestDraft, Accepted] = Batcher(self._store, max_batch=MAX_BATCH)
+        self._home: str | None = None
+
+    async def enqueue_llm_request(self, draft: RequestDraft, *, connection: Any = None) -> Accepted:
+        """Store one request; with ``connection`` in the transaction that is open there.
+
+        Raises `InvalidRequest` for a request_id or idempotency_key used before with another body and for a
+        ``reply_to`` that names no queue; `DatabaseUnavailable`, after which the same request may be sent again.
+        """
+        if connection is not None:
+            [accepted] = await self.enqueue_llm_requests([draft], connection=connection)
+            return accepted
+        try:
+            return await self._batcher.submit(draft)
+        except psycopg.Error as error:
+            raise refusal(error) from error
+
+    async def enqueue_llm_requests(
+        self, drafts: Sequence[RequestDraft], *, connection: Any = None
+    ) -> list[Accepted]:
+        """Store many requests, a thousand a round trip. Each thousand is accepted as a whole or not at all."""
+        accepted: list[Accepted] = []
+        for start in range(0, len(drafts), MAX_BATCH):
+            part = drafts[start : start + MAX_BATCH]
+            if connection is not None:
+                accepted += await self._join(part, JoinedConnection(connection))
+                continue
+            try:
+                accepted += await self._store(part)
+            except psycopg.Error as error:
+                raise refusal(error) from error
+        return accepted
+
+    async def close(self) -> None:
+        await self._batcher.close()
+
+    async def _store(self, drafts: Sequence[RequestDraft]) -> list[Accepted]:
+        params = {
+            "requests": [draft.body for draft in drafts],
+            "notify": self._notifier.claim(REQUESTS_CHANNEL),
+        }
+        try:
+            rows = await self._db.query("enqueue", params)
+        except DatabaseUnavailable:
+            # Whether it was committed is unknown; the ids make it safe to say it once more.
+            rows = await self._db.query("enqueue", params)
+        if not params["notify"]:
+            self._notifier.committed(REQUESTS_CHANNEL)
+        return [Accepted(row.request_id, row.status, row.created) for row in rows]
+
+    async def _join(self, drafts: Sequence[RequestDraft], connection: JoinedConnection) -> list[Accepted]:
+        if self._home is None:
+            [row] = await self._db.query("home")
+            self._home = row.home
+        await connection.check(self._home)
+        rows = await connection.enqueue([draft.body for draft in drafts])
+        return [Accepted(UUID(str(row[1])), row[2], row[3]) for row in rows]

@@ -1,0 +1,154 @@
+"""After T4: the stored outcome of a request, to be recorded, found and searched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Literal, cast
+from uuid import UUID
+
+from pgnexus.db.database import Database
+from pgnexus.errors import error_for
+from pgnexus.messages import LLMResult, ResultError, Status, Usage
+
+JobStatus = Literal["scheduled", "enqueued", "success", "failed", "timeout", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """One row of ``job_results``: a request from the moment it is accepted, with its outcome once it has one.
+
+    ``cost`` is in US dollars, None when unknown; ``duration_ms`` milliseconds on the nexus side; ``input`` the
+    request as it was sent, ``output`` the answer (response, message, finish_reason).
+    """
+
+    request_id: UUID
+    status: JobStatus
+    workflow: str
+    instance_id: UUID | None
+    job_id: str | None
+    agent_id: str | None
+    task_type: str | None
+    complexity: str | None
+    priority: str | None
+    model: str | None
+    provider: str | None
+    input: dict[str, Any] | None
+    output: dict[str, Any] | None
+    error: dict[str, Any] | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+    cached_tokens: int | None
+    cost: Decimal | None
+    duration_ms: int | None
+    attempts: int
+    retry_of: UUID | None
+    enqueued_at: datetime
+    deadline: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def ended(self) -> bool:
+        return self.finished_at is not None
+
+    def to_result(self) -> LLMResult:
+        """The result as callers get it; only of a request that has ended."""
+        if not self.ended:
+            raise ValueError(f"request {self.request_id} is {self.status}: it has no result yet")
+        output = self.output or {}
+        return LLMResult.model_validate(
+            output
+            | {
+                "request_id": self.request_id,
+                "status": cast(Status, self.status),
+                "agent_id": self.agent_id,
+                "model": self.model,
+                "provider": self.provider,
+                "usage": Usage(
+                    prompt_tokens=self.prompt_tokens or 0,
+                    completion_tokens=self.completion_tokens or 0,
+                    total_tokens=self.total_tokens or 0,
+                    cached_tokens=self.cached_tokens or 0,
+                ),
+                "cost": self.cost,
+                "latency_ms": self.duration_ms,
+                "attempts": self.attempts,
+                "error": self.error,
+                "timestamp": self.finished_at,
+            }
+        )
+
+    @classmethod
+    async def find(cls, db: Database, request_ids: Sequence[UUID], *, ended: bool = False) -> list[JobResult]:
+        """The rows of these requests, in no order; those that are not stored are missing."""
+        rows = await db.query("find_job_results", {"request_ids": list(request_ids), "ended": ended})
+        return [cls(*row) for row in rows]
+
+    @classmethod
+    async def get(cls, db: Database, request_id: UUID) -> JobResult | None:
+        found = await cls.find(db, [request_id])
+        return found[0] if found else None
+
+    @classmethod
+    async def search(
+        cls,
+        db: Database,
+        *,
+        agent_id: str | None = None,
+        task_type: str | None = None,
+        status: JobStatus | None = None,
+        workflow: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 100,
+    ) -> list[JobResult]:
+        """Rows that match everything given, the newest first; times are those of acceptance."""
+        rows = await db.query(
+            "search_job_results",
+            {
+                "agent_id": agent_id,
+                "task_type": task_type,
+                "status": status,
+                "workflow": workflow,
+                "since": since,
+                "until": until,
+                "limit": limit,
+            },
+        )
+        return [cls(*row) for row in rows]
+
+    @classmethod
+    async def record_success(cls, db: Database, result: LLMResult) -> bool:
+        """Store a success; False when the request had ended before: the first terminal state wins."""
+        return await cls._record(db, result.model_copy(update={"status": "success", "error": None}))
+
+    @classmethod
+    async def record_failure(cls, db: Database, request_id: UUID, error: ResultError) -> bool:
+        """Store a failure; False when the request had ended before."""
+        return await cls._record(db, LLMResult(request_id=request_id, status="failed", error=error))
+
+    @classmethod
+    async def record_timeout(
+        cls, db: Database, request_id: UUID, message: str = "its deadline passed"
+    ) -> bool:
+        """Store a timeout; False when the request had ended before."""
+        return await cls._record_end(db, request_id, "timeout", message)
+
+    @classmethod
+    async def record_cancelled(cls, db: Database, request_id: UUID, message: str = "cancelled") -> bool:
+        """Store a cancellation; False when the request had ended before. It stops nobody: see LLMService."""
+        return await cls._record_end(db, request_id, "cancelled", message)
+
+    @classmethod
+    async def _record_end(cls, db: Database, request_id: UUID, status: Status, message: str) -> bool:
+        error = ResultError(type=status, message=message, retryable=error_for(status).retryable)
+        return await cls._record(db, LLMResult(request_id=request_id, status=status, error=error))
+
+    @classmethod
+    async def _record(cls, db: Database, result: LLMResult) -> bool:
+        stamped = result.model_copy(update={"timestamp": result.timestamp or datetime.now(UTC)})
+        wire = stamped.model_dump_json(exclude_none=True)
+        return bool(await db.query("record_results", {"results": [wire], "notify": True}))

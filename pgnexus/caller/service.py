@@ -1,0 +1,256 @@
+"""The caller's only door: ask for a completion, wait for it, or come back for it later."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+from uuid import UUID
+
+from pgnexus.caller.draft import Messages, Options, RequestDraft
+from pgnexus.caller.handle import RequestHandle
+from pgnexus.caller.queue_health import QueueHealth
+from pgnexus.caller.request_worker import Accepted, LlmRequestWorker
+from pgnexus.caller.result_poller import LlmResultPoller
+from pgnexus.caller.results import JobResult
+from pgnexus.caller.waiters import Waiters
+from pgnexus.db.database import Database
+from pgnexus.db.listener import Listener
+from pgnexus.db.notifier import Notifier
+from pgnexus.errors import InvalidRequest, ResultPending, ServiceMisused, UnknownRequest, error_for
+from pgnexus.messages import Complexity, LLMResult, ModelInfo, complexity_for
+from pgnexus.settings import Settings
+
+_GRACE = 30.0  # seconds past a request's deadline for its timeout to be stored and told
+
+
+class LLMService:
+    """Durable LLM calls over one `Database`; `pgnexus.open` makes one with all it needs.
+
+    It runs an `LlmResultPoller` of its own unless ``poller`` is False: then another process must.
+    """
+
+    def __init__(
+        self, db: Database, listener: Listener, notifier: Notifier, settings: Settings, *, poller: bool = True
+    ) -> None:
+        self._db = db
+        self._settings = settings
+        self._worker = LlmRequestWorker(db, notifier)
+        self._waiters = Waiters(db, listener, poll_interval=settings.poll_interval)
+        self._poller = LlmResultPoller(db, listener, notifier, settings, self._waiters) if poller else None
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+
+    async def start(self) -> None:
+        self._home = (os.getpid(), asyncio.get_running_loop())
+        self._waiters.start()
+        if self._poller is not None:
+            self._poller.start()
+
+    async def stop(self) -> None:
+        """Store what was asked, then stop; nobody here is told of later results."""
+        if self._home is None:
+            return
+        await self._worker.close()
+        self._home = None
+        if self._poller is not None:
+            await self._poller.stop()
+        await self._waiters.stop()
+
+    async def call(
+        self,
+        complexity_or_model: str,
+        messages: Messages,
+        *,
+        connection: None = None,
+        **options: Unpack[Options],
+    ) -> LLMResult:
+        """Ask and wait for the answer.
+
+        ``complexity_or_model`` is ``simple``, ``medium`` or ``complex``, or a model's name; ``messages`` a
+        text or a list in the form of OpenAI's chat completions. Raises `InvalidRequest` before anything is stored,
+        a `RequestError` when the request ended without success, `DatabaseUnavailable`.
+        """
+        if connection is not None:
+            raise InvalidRequest("connection: a call cannot wait inside a transaction; enqueue there instead")
+        draft = self._draft(complexity_or_model, messages, options)
+        with self._waiters.subscribe(draft.request_id) as future:
+            accepted = await self._worker.enqueue_llm_request(draft)
+            if accepted.created:
+                self._expect(accepted)
+                return await self._await(draft.request_id, future, _patience(draft))
+        return await self.wait(accepted.request_id, timeout=_patience(draft))
+
+    async def call_with_prompt(
+        self, complexity_or_model: str, prompt: str, **options: Unpack[Options]
+    ) -> LLMResult:
+        """`call` with one user message."""
+        return await self.call(complexity_or_model, [{"role": "user", "content": prompt}], **options)
+
+    async def call_with_system(
+        self, complexity_or_model: str, system: str, prompt: str, **options: Unpack[Options]
+    ) -> LLMResult:
+        """`call` with a system message before the user's."""
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+        return await self.call(complexity_or_model, messages, **options)
+
+    async def enqueue(
+        self,
+        complexity_or_model: str,
+        messages: Messages,
+        *,
+        connection: Any = None,
+        **options: Unpack[Options],
+    ) -> RequestHandle:
+        """Store the request and return at once.
+
+        With ``connection`` (psycopg, asyncpg or SQLAlchemy) it joins the transaction open there: commit
+        and the request is accepted, roll back and it never was.
+        """
+        draft = self._draft(complexity_or_model, messages, options)
+        accepted = await self._worker.enqueue_llm_request(draft, connection=connection)
+        self._expect(accepted)
+        return RequestHandle(self, accepted.request_id, created=accepted.created)
+
+    async def enqueue_many(
+        self, requests: Sequence[Mapping[str, Any]], *, connection: Any = None, **options: Unpack[Options]
+    ) -> list[RequestHandle]:
+        """Store many requests, a thousand a round trip; each thousand is accepted as a whole or not at all.
+
+        Each request is a mapping of ``messages``, ``complexity`` or ``model``, and options, which are laid over
+        those given here.
+        """
+        drafts = []
+        for number, request in enumerate(requests):
+            given = {**options, **request}
+            messages = given.pop("messages", None)
+            first = (
+                given.pop("model", None) or given.get("complexity") or complexity_for(given.get("task_type"))
+            )
+            try:
+                drafts.append(self._draft(first, messages, given))  # type: ignore[arg-type]
+            except InvalidRequest as error:
+                raise InvalidRequest(f"requests[{number}]: {error}") from error
+        accepted = await self._worker.enqueue_llm_requests(drafts, connection=connection)
+        for one in accepted:
+            self._expect(one)
+        return [RequestHandle(self, one.request_id, created=one.created) for one in accepted]
+
+    def handle(self, request_id: UUID | str) -> RequestHandle:
+        """The handle of a request that was stored before, in this process or another."""
+        return RequestHandle(self, _uuid(request_id), created=False)
+
+    async def wait(self, request_id: UUID | str, *, timeout: float | None = None) -> LLMResult:
+        """Wait for a stored request's result; see `RequestHandle.result`. Raises `UnknownRequest`, too."""
+        self._check_home()
+        request_id = _uuid(request_id)
+        with self._waiters.subscribe(request_id) as future:
+            stored = await self.job_result(request_id)
+            if stored.ended:
+                return _successful(stored.to_result())
+            return await self._await(request_id, future, timeout)
+
+    async def job_result(self, request_id: UUID | str) -> JobResult:
+        """The stored row of a request; raises `UnknownRequest`."""
+        self._check_home()
+        stored = await JobResult.get(self._db, _uuid(request_id))
+        if stored is None:
+            raise UnknownRequest(request_id)
+        return stored
+
+    async def search(self, **filters: Any) -> list[JobResult]:
+        """Stored requests, the newest first; the filters are those of `JobResult.search`."""
+        self._check_home()
+        return await JobResult.search(self._db, **filters)
+
+    async def cancel(self, request_id: UUID | str) -> bool:
+        """Cancel a request; a call under way is given up. False when it had ended before."""
+        self._check_home()
+        return bool(await self._db.query("cancel", {"request_ids": [_uuid(request_id)]}))
+
+    async def retry(self, request_id: UUID | str) -> RequestHandle:
+        """Ask again what a request that has ended asked: a new request, with ``retry_of``."""
+        stored = await self.job_result(request_id)
+        if not stored.ended:
+            raise InvalidRequest(
+                f"request {request_id} is {stored.status}; only one that has ended can be retried"
+            )
+        if stored.input is None:
+            raise InvalidRequest(f"request {request_id} was not asked from here; its input is not stored")
+        given = {
+            key: value for key, value in stored.input.items() if key not in ("v", "messages", "retry_of")
+        }
+        model = given.pop("model", None) or "auto"
+        first = str(given.get("complexity", "medium")) if model == "auto" else model
+        options: Any = {**given, "retry_of": stored.request_id, "workflow": stored.workflow}
+        return await self.enqueue(first, stored.input["messages"], **options)
+
+    @staticmethod
+    def determine_complexity_for_task(task_type: str) -> Complexity:
+        """The complexity that a task type stands for; ``medium`` for unknown ones."""
+        return complexity_for(task_type)
+
+    async def get_available_models(self) -> list[ModelInfo]:
+        """The models that the live nexus instances know, and whether each can be used now."""
+        self._check_home()
+        return [ModelInfo(*row) for row in await self._db.query("available_models")]
+
+    async def live_instances(self) -> int:
+        """How many nexus instances are alive."""
+        self._check_home()
+        [row] = await self._db.query("live_instances")
+        return int(row.instances)
+
+    async def queue_metrics(self) -> QueueHealth:
+        """Depth and age of every queue, requests in flight, and the rate and latency of the last minutes."""
+        self._check_home()
+        return await QueueHealth.read(self._db)
+
+    def _draft(self, complexity_or_model: str, messages: Messages, options: Options) -> RequestDraft:
+        self._check_home()
+        return RequestDraft.make(complexity_or_model, messages, self._settings, **options)
+
+    def _expect(self, accepted: Accepted) -> None:
+        if accepted.status == "scheduled" and self._poller is not None:
+            self._poller.expect()
+
+    async def _await(
+        self, request_id: UUID, future: asyncio.Future[LLMResult], timeout: float | None
+    ) -> LLMResult:
+        try:
+            async with asyncio.timeout(timeout):
+                return _successful(await future)
+        except TimeoutError:
+            if future.done():
+                raise
+            raise ResultPending(request_id, timeout or 0) from None
+
+    def _check_home(self) -> None:
+        if self._home is None:
+            raise ServiceMisused(
+                "this LLMService is not running: start it, or use `async with pgnexus.open()`"
+            )
+        pid, loop = self._home
+        if pid != os.getpid():
+            raise ServiceMisused("this LLMService was started before a fork; open one in each process")
+        if loop is not asyncio.get_running_loop():
+            raise ServiceMisused("this LLMService was started in another event loop; open one in each")
+
+
+def _successful(result: LLMResult) -> LLMResult:
+    if result.ok:
+        return result
+    error = result.error
+    kind = error_for(error.type if result.status == "failed" and error else result.status)
+    raise kind(error.message if error else result.status, request_id=result.request_id, result=result)
+
+
+def _patience(draft: RequestDraft) -> float | None:
+    return None if draft.timeout is None else draft.lead + draft.timeout + _GRACE
+
+
+def _uuid(request_id: UUID | str) -> UUID:
+    try:
+        return request_id if isinstance(request_id, UUID) else UUID(request_id)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidRequest(f"{request_id!r} is not a request_id (a UUID)") from None

@@ -1,1 +1,0 @@
-select nexus.archive_first(%(lane)s, %(reason)s) as msg_id

@@ -1,0 +1,1 @@
+select nexus.reject_request(%(lane)s, %(reason)s) as msg_id

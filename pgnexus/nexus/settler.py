@@ -1,0 +1,64 @@
+"""Nexus side, T3: settlements into the database, many in one transaction. What was paid for is never dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from uuid import UUID
+
+import psycopg
+
+from pgnexus.batcher import Batcher
+from pgnexus.db.connection import is_data_fault
+from pgnexus.db.database import Database
+from pgnexus.db.notifier import Notifier
+from pgnexus.errors import DatabaseUnavailable
+from pgnexus.messages import RESULTS_CHANNEL
+from pgnexus.nexus.workflow import LLMRequestWorkflow, Settlement
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH = 500
+
+
+class Settler:
+    """Completes, publishes and books in one transaction; tries until the database has taken it."""
+
+    def __init__(self, db: Database, notifier: Notifier, worker_id: UUID) -> None:
+        self._db = db
+        self._notifier = notifier
+        self._worker_id = worker_id
+        self._batcher: Batcher[Settlement, bool] = Batcher(self._flush, max_batch=MAX_BATCH)
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Store one settlement; False when the task had been taken from this worker."""
+        for tries in range(1, 1_000_000):
+            try:
+                return await self._batcher.submit(settlement)
+            except psycopg.Error as error:
+                if is_data_fault(error):
+                    log.error("request %s: its answer cannot be stored: %s", settlement.claim.run_id, error)
+                    settlement = LLMRequestWorkflow.unstorable(settlement, str(error).splitlines()[0])
+                elif tries % 10 == 0:
+                    log.warning("request %s: not settled yet: %s", settlement.claim.run_id, error)
+            except DatabaseUnavailable:
+                pass  # the fence and the books' key make it safe to say it again
+            await asyncio.sleep(random.uniform(0.05, min(5.0, 0.1 * 2.0 ** min(tries, 10))))
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        await self._batcher.close()
+
+    async def _flush(self, settlements: list[Settlement]) -> Sequence[bool]:
+        notify = self._notifier.claim(RESULTS_CHANNEL)
+        ordered = sorted(settlements, key=lambda s: s.claim.run_id)  # everybody locks in this order
+        rows = await self._db.query(
+            "settle",
+            {"worker_id": self._worker_id, "items": [s.to_item() for s in ordered], "notify": notify},
+        )
+        if not notify:
+            self._notifier.committed(RESULTS_CHANNEL)
+        settled = {row.run_id for row in rows}
+        return [s.claim.run_id in settled for s in settlements]

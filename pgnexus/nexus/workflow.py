@@ -1,0 +1,218 @@
+"""Nexus side: LLMRequestWorkflow, validate → route_llm → publish_result → track_metrics.
+
+validate is pure, route_llm is the only step that leaves the database, the last two are the transaction that
+ends the run (T3, `Settler`). What a run comes to is a value, a `Settlement`; nothing here raises for a request.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from pgnexus.errors import ProviderError, RequestTimeout
+from pgnexus.messages import LLMRequest
+from pgnexus.nexus.router import Attempt, LLMRouter, RouteOutcome
+from pgnexus.settings import Settings
+from pgnexus.storable import clean
+
+FLOW_SLUG = "llm_request_workflow"
+_LONGEST_DELAY = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A task that this worker holds: ``attempt`` is the fence to end it with."""
+
+    run_id: UUID
+    step: str
+    attempt: int
+    input: dict[str, Any] = field(repr=False)
+    expires_at: float | None  # by time.monotonic()
+
+    def seconds_left(self) -> float | None:
+        return None if self.expires_at is None else self.expires_at - time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a claim ends; the fields are those of an item of nexus.settle."""
+
+    claim: Claim
+    outcome: Literal["success", "failed", "retry", "release"]
+    result: dict[str, Any] | None = None
+    details: dict[str, Any] | None = None
+    error: str | None = None
+    delay: float = 0.0
+    calls: tuple[Attempt, ...] = ()
+
+    def to_item(self) -> str:
+        """The JSON text for nexus.settle."""
+        claim = self.claim
+        item: dict[str, Any] = {
+            "run_id": str(claim.run_id),
+            "step": claim.step,
+            "attempt": claim.attempt,
+            "outcome": self.outcome,
+            "delay": self.delay,
+            "calls": [_call(number, call) for number, call in enumerate(self.calls, 1)],
+        }
+        for name in ("result", "details", "error"):
+            if (value := getattr(self, name)) is not None:
+                item[name] = value
+        for name in ("reply_to", "complexity", "task_type", "agent_id"):
+            if isinstance(value := claim.input.get(name), str):
+                item[name] = value
+        return to_json(item, inf_nan_mode="null").decode()
+
+
+def _call(number: int, call: Attempt) -> dict[str, Any]:
+    return {
+        "call": number,
+        "provider": call.provider,
+        "model": call.model,
+        "outcome": call.outcome,
+        "started_at": call.started_at,
+        "duration_ms": call.duration_ms,
+        "prompt_tokens": call.usage.prompt_tokens,
+        "completion_tokens": call.usage.completion_tokens,
+        "cached_tokens": call.usage.cached_tokens,
+        "cost": call.cost,
+    }
+
+
+class LLMRequestWorkflow:
+    """Brings one claim to its settlement."""
+
+    def __init__(self, router: LLMRouter, settings: Settings) -> None:
+        self._router = router
+        self._settings = settings
+
+    async def run(self, claim: Claim) -> Settlement:
+        """validate and route_llm; the settlement is for publish_result and track_metrics."""
+        started = time.monotonic()
+        request = self._validate(claim)
+        if isinstance(request, str):
+            return _failed(claim, "failed", "invalid_request", request)
+        left = claim.seconds_left()
+        if left is not None and left <= 0:
+            return _timed_out(claim)
+        outcome = await self._router.route(request, timeout=left)
+        latency_ms = round((time.monotonic() - started) * 1000)
+        if outcome.error is None:
+            return _succeeded(claim, request, outcome, latency_ms)
+        return self._after_error(claim, outcome, outcome.error, latency_ms)
+
+    @staticmethod
+    def release(claim: Claim) -> Settlement:
+        """Give the claim back untouched; no attempt is counted."""
+        return Settlement(claim, "release")
+
+    @staticmethod
+    def unstorable(settlement: Settlement, reason: str) -> Settlement:
+        """What is left to say of an answer that the database refuses."""
+        message = f"the answer cannot be stored: {reason}"
+        return _failed(settlement.claim, "failed", "unstorable_answer", message, calls=settlement.calls)
+
+    def _validate(self, claim: Claim) -> LLMRequest | str:
+        """The request, or what is wrong with it."""
+        try:
+            return LLMRequest.model_validate(claim.input)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()[:5])
+            return f"the message is not a request of the wire, version 1: {faults}"
+        except RecursionError:
+            return "the message is nested too deep"
+
+    def _after_error(
+        self, claim: Claim, outcome: RouteOutcome, error: ProviderError, latency_ms: int
+    ) -> Settlement:
+        left = claim.seconds_left()
+        if left is not None and left <= 0:
+            return _timed_out(claim, outcome, latency_ms)
+        if not error.retryable or claim.attempt >= self._settings.max_attempts:
+            return _failed(claim, "failed", error.type, str(error), error.retryable, outcome, latency_ms)
+        delay = outcome.retry_after if outcome.retry_after is not None else self._backoff(claim.attempt)
+        if left is not None:
+            delay = min(delay, left)  # to be told of the timeout when it comes
+        return Settlement(claim, "retry", error=str(error), delay=delay, calls=outcome.attempts)
+
+    def _backoff(self, attempt: int) -> float:
+        """Exponential, as pgflow's calculate_retry_delay, capped; jittered, so that a crowd comes apart."""
+        ceiling: float = min(_LONGEST_DELAY, self._settings.retry_base_delay * 2.0 ** min(attempt, 30))
+        return random.uniform(ceiling / 2, ceiling)
+
+
+def _succeeded(claim: Claim, request: LLMRequest, outcome: RouteOutcome, latency_ms: int) -> Settlement:
+    completion = outcome.completion
+    assert completion is not None
+    # The text goes once, as response; what else the message has goes beside it.
+    rest = {
+        key: value
+        for key, value in completion.message.items()
+        if value is not None and key != "role" and not (key == "content" and value == completion.text)
+    }
+    result = _report(claim, "success", outcome, latency_ms)
+    result["response"] = completion.text
+    if rest:
+        result["message"] = {"role": "assistant", **rest}
+    result["finish_reason"] = completion.finish_reason
+    if completion.mended:
+        result["mended"] = True
+    return Settlement(claim, "success", result=result, calls=outcome.attempts)
+
+
+def _failed(
+    claim: Claim,
+    status: str,
+    kind: str,
+    message: str,
+    retryable: bool = False,
+    outcome: RouteOutcome | None = None,
+    latency_ms: int | None = None,
+    *,
+    calls: tuple[Attempt, ...] = (),
+) -> Settlement:
+    message = clean(message)[0]
+    details = _report(claim, status, outcome, latency_ms)
+    details["error"] = {"type": kind, "message": message, "retryable": retryable}
+    booked = outcome.attempts if outcome is not None else calls
+    return Settlement(claim, "failed", details=details, error=f"{kind}: {message}", calls=booked)
+
+
+def _timed_out(
+    claim: Claim, outcome: RouteOutcome | None = None, latency_ms: int | None = None
+) -> Settlement:
+    last = f"; the last error was: {outcome.error}" if outcome is not None and outcome.error else ""
+    message = f"its deadline passed before an answer came{last}"
+    return _failed(claim, "timeout", RequestTimeout.type, message, True, outcome, latency_ms)
+
+
+def _report(
+    claim: Claim, status: str, outcome: RouteOutcome | None, latency_ms: int | None
+) -> dict[str, Any]:
+    """What every result says; see docs/wire.md."""
+    report: dict[str, Any] = {
+        "request_id": str(claim.run_id),
+        "status": status,
+        "timestamp": datetime.now(UTC),
+        "attempts": 0 if outcome is None else len(outcome.attempts),
+    }
+    if (agent_id := claim.input.get("agent_id")) is not None:
+        report["agent_id"] = agent_id
+    if latency_ms is not None:
+        report["latency_ms"] = latency_ms
+    if outcome is not None:
+        report["usage"] = outcome.usage.model_dump()
+        if outcome.cost is not None:
+            report["cost"] = format(outcome.cost, "f")
+        if outcome.candidate is not None:
+            report["provider"] = outcome.candidate.provider
+            report["model"] = outcome.completion.model if outcome.completion else outcome.candidate.model
+    return report
