@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseError
@@ -15,13 +16,14 @@ from pgnexus.errors import DatabaseError
 log = logging.getLogger(__name__)
 
 WINDOW = 0.005  # seconds
+_IDS_A_NOTIFY = 200  # a payload of 8,000 bytes would be an error
 
 
 class Notifier:
     """Coalesces this process's NOTIFYs by channel.
 
-    Before a transaction that others should hear of, ask `claim`; when it says False, call `committed`
-    after the commit, since the window may have ended before it::
+    Before a transaction that others should hear of, ask `claim`; when it says False, call `committed` after
+    the commit::
 
         notify = notifier.claim(channel)
         ...  # the transaction; with pg_notify in it if notify
@@ -33,22 +35,23 @@ class Notifier:
         self._db = db
         self._window = window
         self._open: dict[str, asyncio.TimerHandle] = {}
-        self._due: set[str] = set()
+        self._due: dict[str, list[str]] = {}
         self._sending: set[asyncio.Task[None]] = set()
 
     def claim(self, channel: str) -> bool:
-        """True: this transaction shall NOTIFY itself. False: one is sent when the window ends."""
+        """True: this transaction shall NOTIFY itself, and a window begins. False: tell `committed` after it."""
         if channel in self._open:
-            self._due.add(channel)
             return False
         self._begin(channel)
         return True
 
-    def committed(self, channel: str) -> None:
-        """A transaction that was not to NOTIFY is committed: a NOTIFY after now is due."""
-        if channel in self._open:
-            self._due.add(channel)
-        else:
+    def committed(self, channel: str, ids: Sequence[str] = ()) -> None:
+        """A transaction that did not NOTIFY is committed: one is sent at once, or when the window ends.
+
+        ``ids`` are gathered into the payload, which is empty when none are given.
+        """
+        self._due.setdefault(channel, []).extend(ids)
+        if channel not in self._open:
             self._begin(channel)
             self._send(channel)
 
@@ -73,13 +76,14 @@ class Notifier:
             self._send(channel)
 
     def _send(self, channel: str) -> None:
-        self._due.discard(channel)
-        task = asyncio.create_task(self._notify(channel))
+        task = asyncio.create_task(self._notify(channel, self._due.pop(channel)))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _notify(self, channel: str) -> None:
+    async def _notify(self, channel: str, ids: list[str]) -> None:
         try:
-            await self._db.query("notify", {"channel": channel, "payload": ""})
+            for start in range(0, len(ids) or 1, _IDS_A_NOTIFY):
+                payload = ",".join(ids[start : start + _IDS_A_NOTIFY])
+                await self._db.query("notify", {"channel": channel, "payload": payload})
         except DatabaseError as error:  # the listeners look for themselves when the database is back
             log.debug("NOTIFY %s was not sent: %s", channel, error)
