@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from pgnexus.errors import BadRequest, ContentFiltered, InternalFailure, ProviderError, ProviderTimeout
-from pgnexus.messages import ApiVersion, Complexity, LLMRequest, Usage
+from pgnexus.errors import (
+    BadRequest,
+    ContentFiltered,
+    InternalFailure,
+    InvalidSettings,
+    ProviderError,
+    ProviderTimeout,
+)
+from pgnexus.messages import ApiVersion, Complexity, LLMRequest, ModelInfo, Usage
 from pgnexus.nexus.selection import Candidate, Needs, Selection, Selector
 from pgnexus.providers.catalogue import LOCAL, Vendor, catalogue
 from pgnexus.providers.prices import cost
@@ -81,16 +88,6 @@ class RouteOutcome:
         return sum(known, Decimal(0)) if costs and len(known) == len(costs) else None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A model of the catalogue; ``reason`` says why it cannot be used now."""
-
-    model: str
-    provider: str
-    usable: bool
-    reason: str | None = None
-
-
 class LLMRouter:
     """Complexity and task type to candidates to one answer."""
 
@@ -98,6 +95,14 @@ class LLMRouter:
         self._settings = settings
         self._providers = providers
         self._vendors = catalogue(settings)
+        for name, refs in settings.routes.items():
+            for ref in refs:
+                vendor = ref.split("/", 1)[0]
+                if (
+                    vendor not in self._vendors and vendor not in settings.providers
+                ):  # else it is switched off
+                    known = ", ".join(self._vendors)
+                    raise InvalidSettings(f"routes.{name}: {ref!r} names no provider; known: {known}")
         self._selector = Selector(
             self._vendors,
             providers.keys(),
@@ -126,7 +131,7 @@ class LLMRouter:
     def available_models(self) -> list[ModelInfo]:
         """Every model of the catalogue and the settings, and whether it can be asked now."""
         return [
-            ModelInfo(model, name, reason is None, reason)
+            ModelInfo(name, model, reason is None, reason)
             for name, vendor in self._vendors.items()
             for reason in (self._why_unusable(name),)
             for model in vendor.models

@@ -10,6 +10,7 @@ from pgnexus.errors import BadRequest, NoCandidate, ProviderError
 from pgnexus.messages import ApiVersion, Complexity
 from pgnexus.providers.catalogue import LOCAL, LOCAL_MODEL, Vendor
 
+_REMEMBERED = 10_000  # selections; task types and models are the callers' words, so there may be many
 _CODE = ("openai/gpt-5.3-codex", "anthropic/claude-sonnet-5-5", "xai/grok-4.7", "mistral/mistral-large-4")
 _ARCHITECTURE = ("anthropic/claude-opus-5-5", "openai/gpt-6.1-sol", "gemini/gemini-2.5-pro", "xai/grok-4.7")
 
@@ -102,11 +103,23 @@ class Selector:
         }
         self._local_model = local_model
         self._default_provider = default_provider
+        self._chosen: dict[tuple[Complexity, str | None, str, str, Needs], Selection] = {}
 
     def select(
         self, complexity: Complexity, task_type: str | None, model: str, provider: str, needs: Needs
     ) -> Selection:
         """The candidates for a request; ``model`` and ``provider`` may be "auto"."""
+        asked = (complexity, task_type, model, provider, needs)
+        selection = self._chosen.get(asked)
+        if selection is None:
+            selection = self._choose(*asked)
+            if selection.candidates and len(self._chosen) < _REMEMBERED:
+                self._chosen[asked] = selection
+        return selection
+
+    def _choose(
+        self, complexity: Complexity, task_type: str | None, model: str, provider: str, needs: Needs
+    ) -> Selection:
         if self._default_provider is not None:
             provider = self._default_provider
         if provider == "auto" and "/" in model and model.split("/", 1)[0] in self._vendors:

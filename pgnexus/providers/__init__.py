@@ -20,6 +20,8 @@ def build_providers(settings: Settings, environ: Mapping[str, str] = os.environ)
     carries the wires is not installed.
     """
     try:  # an extra: the caller's side needs none of it
+        import genai_prices  # noqa: F401, PLC0415 - now, and not under the first answer
+
         from pgnexus.providers.http import HttpClient  # noqa: PLC0415
         from pgnexus.providers.local_model import LocalModel  # noqa: PLC0415
         from pgnexus.providers.openai_wire import OpenAIWire  # noqa: PLC0415

@@ -43,6 +43,7 @@ class Vendor:
     responses_only: tuple[str, ...] = ()
     """Patterns of its models that speak no chat completions."""
     max_tokens_field: str = "max_tokens"
+    seed_field: str = "seed"
     developer_role: bool = False
     """True: it knows the role ``developer``; others are sent ``system``."""
     timeout: float | None = None
@@ -117,6 +118,7 @@ _BUILT_IN: Final = (
         price_id="mistral",
         models=("mistral-medium-latest", "mistral-small-latest", "mistral-large-4"),
         serves=("mistral-*", "ministral-*", "magistral-*", "codestral*", "devstral-*", "pixtral-*"),
+        seed_field="random_seed",
         blind=("codestral*", "devstral-*", "mistral-7b*", "mistral-nemo*", "mistral-tiny*"),
     ),
     Vendor(

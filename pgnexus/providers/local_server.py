@@ -34,8 +34,9 @@ def serve(config: dict[str, Any]) -> xllamacpp.Server:
     params.port = 0
     params.api_keys = [config["key"]]
     params.n_parallel = config["slots"]
-    params.n_ctx = config["context"]
-    params.kv_unified = True
+    # Each slot has its own share: with a common one, two long prompts would crowd each other out.
+    params.n_ctx = config["context"] * config["slots"]
+    params.kv_unified = False
     params.cpuparams.n_threads = config["threads"]
     params.cpuparams_batch.n_threads = config["threads"]
     params.n_predict = _MAX_TOKENS

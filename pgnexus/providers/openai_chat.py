@@ -23,7 +23,9 @@ def body(request: LLMRequest, model: str, vendor: Vendor) -> bytes:
     data: dict[str, Any] = {"model": model, "messages": request.messages}
     if request.max_tokens is not None:
         data[vendor.max_tokens_field] = request.max_tokens
-    for name in ("temperature", "top_p", "stop", "seed", "tools", "tool_choice", "response_format"):
+    if request.seed is not None:
+        data[vendor.seed_field] = request.seed
+    for name in ("temperature", "top_p", "stop", "tools", "tool_choice", "response_format"):
         value = getattr(request, name)
         if value is not None:
             data[name] = value

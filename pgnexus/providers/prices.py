@@ -10,8 +10,6 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import genai_prices
-
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo
 
@@ -53,9 +51,13 @@ def cost(vendor: Vendor, model: str, usage: Usage) -> Decimal | None:
 @lru_cache(maxsize=2048)
 def _row(price_id: str, model: str) -> ModelInfo:
     """The library's row of a model; raises LookupError for an unknown one."""
+    import genai_prices  # noqa: PLC0415 - an extra, and 0.1 s to import
+
     return genai_prices.calc_price(genai_prices.Usage(), model, provider_id=price_id).model
 
 
 def _by_library(price_id: str, model: str, prompt: int, cached: int, output: int) -> Decimal:
+    import genai_prices  # noqa: PLC0415 - as above
+
     tokens = genai_prices.Usage(input_tokens=prompt, cache_read_tokens=cached, output_tokens=output)
     return genai_prices.calc_price(tokens, model, provider_id=price_id).total_price

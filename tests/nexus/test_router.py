@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pgnexus.errors import BadRequest, InternalFailure, NoCandidate, TooManyRequests
+from pgnexus.errors import BadRequest, InternalFailure, InvalidSettings, NoCandidate, TooManyRequests
 from pgnexus.messages import LLMRequest, Usage, new_request_id
 from pgnexus.nexus.router import LLMRouter, RouteOutcome
 from pgnexus.nexus.selection import DEFAULT_ROUTES, Candidate
@@ -86,6 +86,12 @@ class TestChoosing:
         assert names(changed.select_model("simple")) == ["groq/openai/gpt-oss-20b"]
         assert names(changed.select_model("complex", "qa")) == ["xai/grok-4.7", "openai/gpt-4o"]
         assert names(changed.select_model("complex"))[0] == "openai/gpt-4o"
+
+    def test_a_route_to_nowhere_is_refused_at_the_start(self):
+        with pytest.raises(InvalidSettings, match=r"routes\.simple: 'opnai/gpt-4o' names no provider"):
+            router(routes={"simple": ["opnai/gpt-4o"]})
+        off = router(routes={"simple": ["groq/m", "openai/gpt-4o"]}, providers={"groq": {"enabled": False}})
+        assert names(off.select_model("simple")) == ["openai/gpt-4o"]
 
     @pytest.mark.parametrize(
         ("model", "provider", "candidates"),

@@ -155,6 +155,10 @@ class TestWhatGoesOut:
         openai, groq = (record.body for record in llmock.requests)
         assert (openai["max_completion_tokens"], openai["messages"][0]["role"]) == (5, "developer")
         assert (groq["max_tokens"], groq["messages"][0]["role"]) == (5, "system")
+        await wire(llmock.base_url("mistral"), "mistral").complete(
+            ask(seed=3), "mistral-small-latest", timeout=5
+        )
+        assert llmock.last_request.body["random_seed"] == 3
 
     async def test_stop_is_not_dropped_in_silence(self, wire, ask):
         with pytest.raises(ProviderError, match="no stop sequences"):
