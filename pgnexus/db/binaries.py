@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -129,6 +130,15 @@ class Binaries:
             return subprocess.CompletedProcess(done.args, done.returncode, output.read(), "")
 
 
+def make_directory(path: Path, mode: int) -> None:
+    """Make a directory and its missing parents, with this mode whatever the umask; what is there stays."""
+    if not path.is_dir():
+        make_directory(path.parent, mode)
+        with suppress(FileExistsError):
+            path.mkdir()
+            path.chmod(mode)
+
+
 def _package_dir() -> Path:
     spec = find_spec(_PACKAGE)  # found, not imported: its import makes lock files
     for root in (spec.submodule_search_locations or []) if spec else []:
@@ -148,7 +158,7 @@ def _copy_package(install: Path) -> Path:
     if copied.exists():
         return copied
     log.warning("the user %r cannot read %s: copying PostgreSQL to %s", SYSTEM_USER, install, target)
-    SYSTEM_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_directory(SYSTEM_DIR, 0o755)
     with tempfile.TemporaryDirectory(dir=SYSTEM_DIR) as scratch:
         tree = Path(scratch) / "tree"
         shutil.copytree(install, tree / _PACKAGE / install.name, ignore=shutil.ignore_patterns("include"))

@@ -10,8 +10,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+import psycopg
+
 from pgnexus.db.database import Database
-from pgnexus.errors import DatabaseError
+from pgnexus.errors import PgnexusError
 
 log = logging.getLogger(__name__)
 
@@ -85,5 +87,5 @@ class Notifier:
             for start in range(0, len(ids) or 1, _IDS_A_NOTIFY):
                 payload = ",".join(ids[start : start + _IDS_A_NOTIFY])
                 await self._db.query("notify", {"channel": channel, "payload": payload})
-        except DatabaseError as error:  # the listeners look for themselves when the database is back
+        except (PgnexusError, psycopg.Error) as error:  # listeners look for themselves after an outage
             log.debug("NOTIFY %s was not sent: %s", channel, error)

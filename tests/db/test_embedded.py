@@ -164,9 +164,12 @@ def test_a_long_path_gets_its_socket_elsewhere(make, server_dir: Path) -> None:
     server = make(long)
     url = server.start()
     assert ask(url) == "pgnexus"
-    assert make(long).start() == url
+    again = make(long)
+    assert again.start() == url
     socket_dir = Path(psycopg.conninfo.conninfo_to_dict(url)["host"])
     assert stat.S_IMODE(socket_dir.stat().st_mode) == 0o700
+    assert [handle.stop() for handle in (server, again)] == [False, True]
+    assert not socket_dir.exists()
 
 
 def test_a_server_whose_socket_was_cleaned_away_is_started_again(make, server_dir: Path) -> None:
@@ -255,6 +258,14 @@ def test_programs_closed_to_the_servers_user_are_copied_once(
     with EmbeddedServer(server_dir, settings=QUICK) as server:
         assert ask(server.url) == "pgnexus"
     assert copy.stat().st_mtime_ns == made
+
+
+async def test_a_standby_is_refused(make, server_dir: Path) -> None:
+    with make():
+        pass
+    (server_dir / "postgresql" / "standby.signal").touch()
+    with pytest.raises(UnsuitableDatabase, match="read-only standby; point database_url at the primary"):
+        await Database.open(make().start())
 
 
 async def _ask_for_ever(db: Database) -> None:
