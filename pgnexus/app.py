@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from pgnexus.caller.service import LLMService
+from pgnexus.caller.sync import SyncLLMService
 from pgnexus.db import schema
 from pgnexus.db.database import Database
 from pgnexus.db.embedded import EmbeddedServer
@@ -99,3 +100,10 @@ async def open(
         yield app.service
     finally:
         await app.stop()
+
+
+def open_sync(
+    settings: Settings | None = None, *, nexus: bool | None = None, **overrides: Any
+) -> SyncLLMService:
+    """`open` for code that is not asynchronous: `with pgnexus.open_sync() as llm`."""
+    return SyncLLMService(lambda: open(settings, nexus=nexus, **overrides))

@@ -1,0 +1,104 @@
+"""The caller's door for code that is not asynchronous: one shim over `LLMService`, not a twin."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+from pgnexus.caller.handle import RequestHandle
+from pgnexus.caller.service import LLMService
+from pgnexus.errors import ServiceMisused
+
+T = TypeVar("T")
+
+
+class SyncLLMService:
+    """Every method of `LLMService`, blocking: it runs in an event loop of its own, in a thread of its own.
+
+    ``opener`` gives the asynchronous service, for instance `pgnexus.open`; the handles that `enqueue`
+    returns block, too. Use it as a context manager, from any number of threads::
+
+        with SyncLLMService(pgnexus.open) as llm:
+            print(llm.call("simple", "Say hello").text)
+    """
+
+    def __init__(self, opener: Callable[[], AbstractAsyncContextManager[LLMService]]) -> None:
+        self._opener = opener
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="pgnexus", daemon=True)
+        self._context: AbstractAsyncContextManager[LLMService] | None = None
+        self._service: LLMService | None = None
+
+    def __enter__(self) -> SyncLLMService:
+        self._thread.start()
+        try:
+            self._context = self._opener()
+            self._service = self._run(self._context.__aenter__())
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            if self._context is not None:
+                self._run(self._context.__aexit__(None, None, None))
+        finally:
+            self._service = None
+            self._end()
+
+    def __getattr__(self, name: str) -> Any:
+        if self._service is None:
+            raise ServiceMisused("this SyncLLMService is not open: use it in a `with` block")
+        return self._blocking(getattr(self._service, name))
+
+    def _blocking(self, value: Any) -> Any:
+        """``value`` as the caller sees it: what is asynchronous blocks, all else is as it is."""
+        if isinstance(value, RequestHandle):
+            return SyncRequestHandle(value, self._blocking)
+        if isinstance(value, list):
+            return [self._blocking(item) for item in value]
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)
+        def blocking(*args: Any, **kwargs: Any) -> Any:
+            async def run() -> Any:  # also what is not a coroutine belongs into the service's event loop
+                outcome = value(*args, **kwargs)
+                return await outcome if inspect.isawaitable(outcome) else outcome
+
+            return self._blocking(self._run(run()))
+
+        return blocking
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class SyncRequestHandle:
+    """A `RequestHandle` whose methods block."""
+
+    def __init__(self, handle: RequestHandle, blocking: Callable[[Any], Any]) -> None:
+        self._handle = handle
+        self._blocking = blocking
+
+    def __repr__(self) -> str:
+        return f"Sync{self._handle!r}"
+
+    def __getattr__(self, name: str) -> Any:
+        return self._blocking(getattr(self._handle, name))
