@@ -219,11 +219,10 @@ class LLMService:
     ) -> LLMResult:
         try:
             async with asyncio.timeout(timeout):
-                return _successful(await future)
+                result = await future
         except TimeoutError:
-            if future.done():
-                raise
             raise ResultPending(request_id, timeout or 0) from None
+        return _successful(result)
 
     def _check_home(self) -> None:
         if self._home is None:
