@@ -84,9 +84,8 @@ class EmbeddedServer:
 
     def stop(self) -> bool:
         """Leave; the last one stops the server. Whether that was us."""
-        if (
-            self._users is None or self._cluster is None or self._pid != os.getpid()
-        ):  # a forked child leaves its parent's server alone
+        forked = self._pid != os.getpid()  # a child leaves its parent's server alone
+        if self._users is None or self._cluster is None or forked:
             return False
         atexit.unregister(self.stop)
         with self._lock("start.lock"):

@@ -182,7 +182,8 @@ def test_a_server_whose_socket_was_cleaned_away_is_started_again(make, server_di
 def test_a_socket_directory_of_somebody_else_is_refused(make, server_dir: Path) -> None:
     long = server_dir / ("x" * 60) / ("y" * 60)
     server = make(long)
-    socket_dir = Path(psycopg.conninfo.conninfo_to_dict(server.url)["host"])
+    socket_dir = Path(psycopg.conninfo.conninfo_to_dict(server.start())["host"])
+    server.stop()
     socket_dir.mkdir(mode=0o755)
     try:
         with pytest.raises(UnsuitableDatabase, match="belongs to somebody else"):
