@@ -21,7 +21,8 @@ import xllamacpp
 _TEMPERATURE = 0.2
 _TOP_P = 0.9
 _SEED = 42
-_MAX_TOKENS = 512
+_MAX_TOKENS = 256
+_REPEAT_PENALTY = 1.1  # small models run in circles
 _LOOK_EVERY = 1.0
 
 
@@ -43,6 +44,7 @@ def serve(config: dict[str, Any]) -> xllamacpp.Server:
     params.sampling.temp = _TEMPERATURE
     params.sampling.top_p = _TOP_P
     params.sampling.seed = _SEED
+    params.sampling.penalty_repeat = _REPEAT_PENALTY
     params.cache_ram_mib = 0
     params.endpoint_slots = False
     params.ui = False
