@@ -1,0 +1,1 @@
+SELECT answer FROM benchmark_answers WHERE msg_id = %(id)s

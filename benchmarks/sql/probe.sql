@@ -1,0 +1,1 @@
+CREATE TABLE IF NOT EXISTS benchmark_probe (at timestamptz)

@@ -1,0 +1,1 @@
+INSERT INTO benchmark_probe VALUES (clock_timestamp())

@@ -1,0 +1,1 @@
+SELECT count(*) FROM pgnexus.job_results WHERE status = 'success'
