@@ -22,6 +22,7 @@
         ├── ContextTooLong        ├── ModelNotFound      ├── QuotaSpent
         ├── TooManyRequests       ├── ProviderUnavailable├── ProviderTimeout
         ├── BadAnswer             rubbish, or an answer cut short
+        ├── AnswerTooLong         more than max_message_bytes: the next one would be as long
         ├── NoCandidate           no model and provider may be asked at all
         └── InternalFailure       a fault of our own code while it called; its log has the traceback
 
@@ -235,6 +236,12 @@ class BadAnswer(ProviderError):
 
     retryable = True
     type = "bad_answer"
+
+
+class AnswerTooLong(ProviderError):
+    """The vendor's answer is larger than max_message_bytes; asked again it would be paid for again."""
+
+    type = "answer_too_long"
 
 
 class NoCandidate(ProviderError):

@@ -11,7 +11,14 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from pgnexus import storable
-from pgnexus.errors import BadAnswer, InvalidSettings, ProviderError, ProviderTimeout, ProviderUnavailable
+from pgnexus.errors import (
+    AnswerTooLong,
+    BadAnswer,
+    InvalidSettings,
+    ProviderError,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
 from pgnexus.providers import openai_chat, openai_responses
 from pgnexus.providers.http import HttpClient, proxy_for
 from pgnexus.providers.openai_errors import refusal, safe_words
@@ -109,7 +116,7 @@ class OpenAIWire:
                     break
         raw = b"".join(chunks)
         if len(raw) > limit:
-            raise BadAnswer(f"{where}: an answer of more than {limit} bytes (max_message_bytes)")
+            raise AnswerTooLong(f"{where}: an answer of more than {limit} bytes (max_message_bytes)")
         return raw
 
     def _parsed(self, status: int, raw: bytes, headers: Any, where: str) -> Any:

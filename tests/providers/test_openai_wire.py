@@ -13,6 +13,7 @@ from aiohttp import web
 from provider_server import KEY, answer, replies
 
 from pgnexus.errors import (
+    AnswerTooLong,
     AuthenticationFailed,
     BadAnswer,
     BadRequest,
@@ -352,7 +353,7 @@ class TestRubbish:
             return response
 
         provider = await serve(handler, max_message_bytes=100_000)
-        with pytest.raises(BadAnswer, match="more than 100000 bytes"):
+        with pytest.raises(AnswerTooLong, match="more than 100000 bytes"):
             await provider.complete(ask(), "gpt-4o", timeout=10)
         assert sent < 20_000_000
 
