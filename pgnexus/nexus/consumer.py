@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from uuid import UUID
 
 import psycopg
@@ -26,6 +27,8 @@ MAX_BATCH = 500
 _GATHER = 0.002  # seconds in which freed slots are gathered, so that a busy consumer takes batches
 _REMEMBER_CANCELS = 60.0
 
+_Fence = tuple[UUID, int]  # a run and the attempt in which this worker holds it
+
 
 class QueueConsumer:
     """Takes requests while it has free slots, and runs each in a task of its own."""
@@ -45,7 +48,12 @@ class QueueConsumer:
         self._settler = settler
         self._settings = settings
         self._portion = Portion(MAX_BATCH)
-        self._running: dict[UUID, asyncio.Task[None]] = {}
+        # slots that only interactive requests may use, so that no flood of others delays them
+        self._reserve = settings.concurrency // 10
+        self._running: dict[_Fence, asyncio.Task[None]] = {}
+        self._calling: set[_Fence] = (
+            set()
+        )  # those that may be given up; what is answered is stored, come what may
         self._cancelled: dict[UUID, float] = {}
         self._draining = False
         self._hungry = False
@@ -71,11 +79,14 @@ class QueueConsumer:
         await self._looper.stop()
         if self._running:
             await asyncio.wait(self._running.values(), timeout=drain_timeout)
-        self._draining = True
-        for task in self._running.values():
-            task.cancel()
+        self.hurry()
         if self._running:
             await asyncio.wait(self._running.values())
+
+    def hurry(self) -> None:
+        """Give back at once what runs, also while `stop` lets it finish."""
+        self._draining = True
+        self._give_up(self._calling)
 
     async def _take(self) -> float | None:
         free = self._settings.concurrency - len(self._running)
@@ -83,9 +94,11 @@ class QueueConsumer:
         if self._hungry or not self._registry.is_alive():
             return None
         limit = min(free, self._portion.size)
+        others = max(0, min(free - self._reserve, limit))
         try:
             rows = await self._db.query(
-                "take_requests", {"worker_id": self._registry.instance_id(), "limit": limit}
+                "take_requests",
+                {"worker_id": self._registry.instance_id(), "limit": limit, "others": others},
             )
         except psycopg.Error as error:
             if not is_data_fault(error):
@@ -97,34 +110,41 @@ class QueueConsumer:
         for row in rows:
             expires_at = None if row.seconds_left is None else now + row.seconds_left
             self._begin(Claim(row.run_id, row.step_slug, row.attempt, row.input, expires_at))
-        if len(rows) < limit:
-            return None
-        self._hungry = len(self._running) >= self._settings.concurrency
-        return None if self._hungry else 0
+        self._hungry = self._settings.concurrency - len(self._running) <= self._reserve
+        return 0 if not self._hungry and len(rows) >= others else None
 
     def _begin(self, claim: Claim) -> None:
-        task = asyncio.create_task(self._run(claim), name=f"request {claim.run_id}")
-        self._running[claim.run_id] = task
-        task.add_done_callback(lambda _: self._ended(claim.run_id))
+        fence = (claim.run_id, claim.attempt)
+        task = asyncio.create_task(self._run(claim, fence), name=f"request {claim.run_id}")
+        self._running[fence] = task
+        self._calling.add(fence)
+        task.add_done_callback(lambda _: self._ended(fence))
         if claim.run_id in self._cancelled:
             task.cancel()
 
-    async def _run(self, claim: Claim) -> None:
+    async def _run(self, claim: Claim, fence: _Fence) -> None:
         try:
             settlement = await self._workflow.run(claim)
         except asyncio.CancelledError:
             if not self._draining:
                 return  # cancelled, or lost to another worker: its end is stored already
             settlement = self._workflow.release(claim)
+        finally:
+            self._calling.discard(fence)
         if not await self._settler.settle(settlement):
             log.info("request %s: attempt %d had been taken from this worker", claim.run_id, claim.attempt)
 
-    def _ended(self, run_id: UUID) -> None:
-        task = self._running.pop(run_id)
+    def _ended(self, fence: _Fence) -> None:
+        task = self._running.pop(fence)
+        self._calling.discard(fence)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("request %s: failed in our own code", run_id, exc_info=error)
+            log.error("request %s: failed in our own code", fence[0], exc_info=error)
         if self._hungry and self._gathering is None:
             self._gathering = asyncio.get_running_loop().call_later(_GATHER, self._gathered)
+
+    def _give_up(self, fences: Iterable[_Fence]) -> None:
+        for fence in tuple(fences):
+            self._running[fence].cancel()
 
     def _gathered(self) -> None:
         self._gathering = None
@@ -134,16 +154,13 @@ class QueueConsumer:
         now = time.monotonic()
         for run_id in [known for known, at in self._cancelled.items() if now - at > _REMEMBER_CANCELS]:
             del self._cancelled[run_id]
-        for text in payload.split(",") if payload else ():
-            run_id = UUID(text)
-            self._cancelled[run_id] = now  # its claim may be on its way here
-            if (task := self._running.get(run_id)) is not None:
-                task.cancel()
+        named = {UUID(text) for text in payload.split(",")} if payload else set()
+        self._cancelled |= dict.fromkeys(named, now)  # a claim may be on its way here
+        self._give_up(fence for fence in self._calling if fence[0] in named)
 
     def _on_lost(self) -> None:
         """Others have been given what runs here: go on paying for none of it."""
-        for task in self._running.values():
-            task.cancel()
+        self._give_up(self._calling)
 
     async def _isolate(self, error: psycopg.Error) -> None:
         if not self._portion.halve():

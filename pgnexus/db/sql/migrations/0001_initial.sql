@@ -1387,18 +1387,23 @@ end
 $$;
 
 -- Take up to p_limit requests: interactive ones first, then those that come back from a retry or a lost
--- worker, then standard ones, then batches. attempt is the fence to end the task with; seconds_left is null
--- without a deadline.
-create function nexus.take_requests(p_worker_id uuid, p_limit int)
+-- worker, then standard ones, then batches; of all but the interactive ones at most p_others. attempt is the fence
+-- to end the task with; seconds_left is null without a deadline.
+create function nexus.take_requests(p_worker_id uuid, p_limit int, p_others int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
 language plpgsql set search_path = pg_catalog, nexus as $$
 #variable_conflict use_column
 declare
   v_left int := p_limit;
+  v_others int := p_others;
   v_count int;
   v_lane text;
 begin
   foreach v_lane in array '{ai_requests_interactive,llm_request_workflow,ai_requests,ai_requests_batch}'::text[] loop
+    if v_lane <> 'ai_requests_interactive' then
+      v_left := least(v_left, v_others);
+      exit when v_left <= 0;
+    end if;
     if v_lane = 'llm_request_workflow' then
       return query
         select c.run_id, c.step_slug, c.attempt, c.input,
@@ -1409,6 +1414,7 @@ begin
     end if;
     get diagnostics v_count = row_count;
     v_left := v_left - v_count;
+    v_others := v_others - case when v_lane = 'ai_requests_interactive' then 0 else v_count end;
     exit when v_left <= 0;
   end loop;
 end

@@ -1,1 +1,2 @@
-select run_id, step_slug, attempt, input, seconds_left from nexus.take_requests(%(worker_id)s, %(limit)s)
+select run_id, step_slug, attempt, input, seconds_left
+from nexus.take_requests(%(worker_id)s, %(limit)s, %(others)s)
