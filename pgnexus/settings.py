@@ -42,7 +42,12 @@ class Settings(BaseSettings):
     """Every setting with its default; `Settings.load` reads them in the order of the module's docstring."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PGNEXUS_", env_nested_delimiter="__", toml_file=CONFIG_FILE, extra="forbid", frozen=True
+        env_prefix="PGNEXUS_",
+        env_nested_delimiter="__",
+        env_parse_none_str="null",
+        toml_file=CONFIG_FILE,
+        extra="forbid",
+        frozen=True,
     )
 
     # the database
@@ -72,7 +77,9 @@ class Settings(BaseSettings):
 
     # requests
     request_timeout: float | None = Field(
-        3600.0, gt=0, description="deadline in seconds of a request that names none; null: none"
+        3600.0,
+        gt=0,
+        description="deadline in seconds of a request that names none; null in the environment: none",
     )
     max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request or answer, as JSON")
     idempotency_ttl: float = Field(7 * 86400.0, gt=0, description="seconds an idempotency key is remembered")
@@ -81,7 +88,9 @@ class Settings(BaseSettings):
     # the nexus side
     concurrency: int = Field(1000, ge=1, description="provider calls at once in one process")
     max_attempts: int = Field(8, ge=1, le=100, description="times a request is taken up before it fails")
-    retry_base_delay: float = Field(2.0, ge=0, description="seconds; the n-th retry waits base * 2^n")
+    retry_base_delay: float = Field(
+        2.0, ge=0, description="seconds; before the n-th retry half to all of base * 2^n, 300 at most"
+    )
     provider_timeout: float = Field(300.0, gt=0, description="seconds for one provider call")
     router_retries: int = Field(
         1, ge=0, le=10, description="immediate retries of one candidate before the next"
@@ -130,7 +139,10 @@ class Settings(BaseSettings):
 
 
 def _config_file() -> Path:
-    return Path(os.environ.get("PGNEXUS_CONFIG", CONFIG_FILE))
+    named = os.environ.get("PGNEXUS_CONFIG")
+    if named and not Path(named).is_file():
+        raise ValueError(f"PGNEXUS_CONFIG: there is no file {named}")
+    return Path(named or CONFIG_FILE)
 
 
 def _setting_name(location: tuple[int | str, ...]) -> str:
