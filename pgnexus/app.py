@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -14,24 +14,37 @@ from pgnexus.db.database import Database
 from pgnexus.db.embedded import EmbeddedServer
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
+from pgnexus.looper import Looper
 from pgnexus.nexus.service import NexusService
 from pgnexus.providers import build_providers
 from pgnexus.settings import Settings
+
+Report = Callable[[str], None]
 
 
 class App:
     """What one process runs: the caller side unless ``caller`` is False, the nexus side if ``nexus`` is True.
 
-    With ``nexus`` None it runs a nexus side when no other is alive, so that a script just works.
+    With ``nexus`` None it runs a nexus side when no other is alive, at the start or later, so that a script
+    just works. ``report`` is told in a few words what the start is at.
     """
 
-    def __init__(self, settings: Settings, *, caller: bool = True, nexus: bool | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        caller: bool = True,
+        nexus: bool | None = None,
+        report: Report = lambda _: None,
+    ) -> None:
         self.settings = settings
         self._wants_caller = caller
         self._wants_nexus = nexus
+        self._report = report
         self._stack = AsyncExitStack()
         self._service: LLMService | None = None
         self.nexus: NexusService | None = None
+        self.url = ""
 
     @property
     def service(self) -> LLMService:
@@ -49,20 +62,24 @@ class App:
         """Stop everything, the last started first."""
         await self._stack.aclose()
 
+    def hurry(self) -> None:
+        """Give back at once what `stop` is letting finish."""
+        if self.nexus is not None:
+            self.nexus.hurry()
+
     async def _start(self, stack: AsyncExitStack) -> None:
         settings = self.settings
-        url = settings.database_url or await self._embedded(stack)
+        self.url = url = await stack.enter_async_context(database_url(settings, self._report))
         db = await Database.open(url, connect_timeout=settings.connect_timeout, pool_size=settings.pool_size)
         stack.push_async_callback(db.close)
         await schema.verify(db)
         notifier = Notifier(db)
         stack.push_async_callback(notifier.close)
-        listener = Listener(
-            settings.listen_url or url, connect_timeout=settings.connect_timeout, probe_url=url
-        )
+        listener = self._listener()
         if self._wants_caller:
             self._service = LLMService(db, listener, notifier, settings)
         if await self._needs_nexus(db):
+            self._report("starting a nexus")
             self.nexus = NexusService(db, listener, notifier, settings, build_providers(settings))
         await listener.start()
         stack.push_async_callback(listener.stop)
@@ -70,19 +87,63 @@ class App:
             if part is not None:
                 stack.push_async_callback(part.stop)
                 await part.start()
+        if self._wants_nexus is None and self.nexus is None:
+            await self._stand_by(db, notifier, stack)
 
-    async def _embedded(self, stack: AsyncExitStack) -> str:
-        server = EmbeddedServer(self.settings.data_dir)
-        url = await asyncio.to_thread(server.start)
-        stack.push_async_callback(asyncio.to_thread, server.stop)
-        await schema.migrate(url)
-        return url
+    def _listener(self) -> Listener:
+        settings = self.settings
+        return Listener(
+            settings.listen_url or self.url, connect_timeout=settings.connect_timeout, probe_url=self.url
+        )
 
     async def _needs_nexus(self, db: Database) -> bool:
         if self._wants_nexus is not None:
             return self._wants_nexus
         [row] = await db.query("live_instances")
         return bool(row.instances == 0)
+
+    async def _stand_by(self, db: Database, notifier: Notifier, stack: AsyncExitStack) -> None:
+        """Look for a live nexus now and then: the one that was there may leave, or have been dying."""
+
+        async def look() -> float | None:
+            if self.nexus is None and await self._needs_nexus(db):
+                # Its own listener, for one that runs takes no more channels.
+                listener = self._listener()
+                nexus = NexusService(db, listener, notifier, self.settings, build_providers(self.settings))
+                await listener.start()
+                late.push_async_callback(listener.stop)
+                late.push_async_callback(nexus.stop)
+                await nexus.start()
+                self.nexus = nexus
+            return None
+
+        late = await stack.enter_async_context(AsyncExitStack())
+        standby = Looper("nexus standby", look, poll_interval=self.settings.heartbeat_interval)
+        stack.push_async_callback(standby.stop)
+        standby.start()
+
+
+@asynccontextmanager
+async def database_url(
+    settings: Settings, report: Report = lambda _: None, *, migrates: bool = True
+) -> AsyncIterator[str]:
+    """The URL of the settings' database, or of the embedded one, which runs meanwhile.
+
+    The embedded one's schema is brought up to date first, unless ``migrates`` is False.
+    """
+    if settings.database_url is not None:
+        yield settings.database_url
+        return
+    server = EmbeddedServer(settings.data_dir)
+    report("starting PostgreSQL")
+    url = await asyncio.to_thread(server.start)
+    try:
+        if migrates:
+            report("looking after the schema")
+            await schema.migrate(url)
+        yield url
+    finally:
+        await asyncio.to_thread(server.stop)
 
 
 @asynccontextmanager

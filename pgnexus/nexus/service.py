@@ -62,6 +62,10 @@ class NexusService:
         self._recovery.start()
         self.consumer.start()
 
+    def hurry(self) -> None:
+        """Give back at once what `stop` is letting finish."""
+        self.consumer.hurry()
+
     async def stop(self) -> None:
         """Drain: finish what runs within drain_timeout or give it back, then leave."""
         await self.consumer.stop(self._settings.drain_timeout)

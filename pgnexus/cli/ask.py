@@ -1,0 +1,129 @@
+"""`pgnexus ask`: one request from the terminal, the whole way, and its answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from pgnexus.app import App
+from pgnexus.caller.handle import RequestHandle
+from pgnexus.cli import exits
+from pgnexus.cli.interrupt import Interrupt
+from pgnexus.cli.output import Output, summary
+from pgnexus.cli.verb import Cli, verb
+from pgnexus.errors import InvalidRequest, RequestError
+from pgnexus.messages import LLMResult
+
+
+@verb
+async def ask(
+    cli: Cli,
+    text: Annotated[
+        str | None,
+        typer.Argument(help="The question; from stdin when it is - or left out.", show_default=False),
+    ] = None,
+    complexity: Annotated[
+        str | None, typer.Option("--complexity", "-c", help="simple, medium or complex; else by task type.")
+    ] = None,
+    task_type: Annotated[str | None, typer.Option(help="What kind of task: coder, architect, …")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model by name, instead of a route.")
+    ] = None,
+    provider: Annotated[str | None, typer.Option("--provider", "-p", help="A provider by name.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", help="A system message before the text.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of the answer at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="For answers that can be repeated, where the model can.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds until the request's deadline.")] = None,
+    delay: Annotated[float | None, typer.Option(help="Seconds before it may run.")] = None,
+    priority: Annotated[str, typer.Option(help="interactive, standard or batch.")] = "interactive",
+    agent_id: Annotated[str | None, typer.Option(help="Who asks, to find it again by.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same request.")] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Store it, print its request_id, leave.")
+    ] = False,
+) -> int | None:
+    """Ask, wait, print the answer.
+
+    The answer goes to stdout, the line about it to stderr. When no nexus is alive, one runs in this process
+    until the answer is there. Ctrl-C leaves the request as it is: it is stored.
+    """
+    question = _question(text)
+    options: dict[str, Any] = {
+        "task_type": task_type, "provider": provider, "max_tokens": max_tokens, "temperature": temperature,
+        "top_p": top_p, "seed": seed, "stop": stop or None, "delay": delay, "priority": priority,
+        "agent_id": agent_id, "idempotency_key": idempotency_key, "complexity": complexity,
+    }  # fmt: skip
+    if timeout is not None:
+        options["timeout"] = timeout
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": question})
+    with Interrupt.handled() as interrupt, cli.output.working("starting") as working:
+        app = App(cli.settings(), nexus=False if no_wait else None, report=working)
+        interrupt.on_second(app.hurry)
+        await app.start()
+        try:
+            first = model or complexity or app.service.determine_complexity_for_task(task_type or "")
+            handle = await app.service.enqueue(first, messages, **options)
+            if no_wait:
+                return _told(cli.output, handle)
+            working("waiting for the answer")
+            return await wait_and_print(cli.output, handle, interrupt)
+        finally:
+            working("leaving")
+            await app.stop()
+
+
+async def wait_and_print(
+    output: Output, handle: RequestHandle, interrupt: Interrupt, timeout: float | None = None
+) -> int:
+    """Wait for a stored request and print what comes; the exit code. An interrupt ends only the wait."""
+    try:
+        found = await interrupt.unless(handle.result(timeout))
+    except RequestError as error:
+        if output.json and error.result is not None:
+            output.document(error.result.model_dump(mode="json"))
+        raise
+    if found is None:
+        output.say(
+            f"[warn]left waiting;[/warn] request {handle.request_id} goes on as soon as a nexus is there. Get it by\n"
+            f"  pgnexus result {handle.request_id} --wait"
+        )
+        return exits.INTERRUPTED
+    print_result(output, found)
+    return exits.OK
+
+
+def print_result(output: Output, result: LLMResult) -> None:
+    """The answer, and a line about it."""
+    if output.json:
+        output.document(result.model_dump(mode="json"))
+        return
+    output.text(result.text)
+    for call in result.tool_calls:
+        output.text(f"{call['function']['name']}({call['function']['arguments']})")
+    output.say(f"[quiet]{summary(result)}[/quiet]")
+
+
+def _question(text: str | None) -> str:
+    if text is None and sys.stdin.isatty():
+        raise InvalidRequest("there is nothing to ask: give a text, or pipe one in")
+    return sys.stdin.read() if text in (None, "-") else str(text)
+
+
+def _told(output: Output, handle: RequestHandle) -> int:
+    if output.json:
+        output.document({"request_id": str(handle.request_id), "created": handle.created})
+    else:
+        output.text(str(handle.request_id))
+    return exits.OK

@@ -1,0 +1,200 @@
+"""`pgnexus result`, `requests`, `cancel`, `retry`: what was asked before, looked at and changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal, get_args
+
+import typer
+from rich import box
+from rich.table import Table
+
+from pgnexus.app import App
+from pgnexus.caller.results import JobResult, JobStatus
+from pgnexus.cli import exits
+from pgnexus.cli.ask import print_result, wait_and_print
+from pgnexus.cli.interrupt import Interrupt
+from pgnexus.cli.output import Output, age, duration, job_document, money
+from pgnexus.cli.verb import Cli, verb
+from pgnexus.errors import InvalidRequest, RequestError, UnknownRequest, error_for
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_ROOMY = 120  # columns from which more is shown
+
+
+@verb
+async def result(
+    cli: Cli,
+    request_id: Annotated[str, typer.Argument(help="The request.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until there is a result.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most, with --wait.")] = None,
+) -> int | None:
+    """Print the result of a request, or where it is now (exit code 4)."""
+    if timeout is not None and not wait:
+        raise InvalidRequest("--timeout goes with --wait")
+    with Interrupt.handled() as interrupt, cli.output.working("starting") as working:
+        app = App(cli.settings(), nexus=None if wait else False, report=working)
+        interrupt.on_second(app.hurry)
+        await app.start()
+        try:
+            handle = app.service.handle(request_id)
+            if wait:
+                working("waiting for the result")
+                return await wait_and_print(cli.output, handle, interrupt, timeout)
+            job = await app.service.job_result(handle.request_id)
+        finally:
+            await app.stop()
+    return _print_job(cli.output, job)
+
+
+def _print_job(output: Output, job: JobResult) -> int:
+    if not job.ended:
+        if output.json:
+            output.document({"request_id": str(job.request_id), "status": job.status})
+        output.say(
+            f"request {job.request_id} is [status.{job.status}]{job.status}[/]; --wait waits for its result"
+        )
+        return exits.TIMEOUT
+    found = job.to_result()
+    if found.ok or output.json:
+        print_result(output, found)
+    if found.ok:
+        return exits.OK
+    error = found.error
+    kind: type[RequestError] = error_for(error.type if found.status == "failed" and error else found.status)
+    output.error(kind(error.message if error else found.status, request_id=job.request_id, result=found))
+    return exits.code_for_status(found.status)
+
+
+@verb
+async def requests(
+    cli: Cli,
+    agent_id: Annotated[str | None, typer.Option(help="Only those of this agent.")] = None,
+    task_type: Annotated[str | None, typer.Option(help="Only those of this task type.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only those in this state: " + ", ".join(get_args(JobStatus)) + ".")
+    ] = None,
+    workflow: Annotated[str | None, typer.Option(help="Only those of this workflow.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Accepted since: 90s, 30m, 2h, 7d, or a date and time.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="How many at most.")] = 20,
+) -> None:
+    """List requests, the newest first. With --json one line each, input and output included."""
+    if status is not None and status not in get_args(JobStatus):
+        raise InvalidRequest(f"--status: {status!r} is none of {', '.join(get_args(JobStatus))}")
+    app = App(cli.settings(), nexus=False)
+    await app.start()
+    try:
+        found = await app.service.search(
+            agent_id=agent_id, task_type=task_type, status=status, workflow=workflow, since=_moment(since), limit=limit
+        )  # fmt: skip
+    finally:
+        await app.stop()
+    if cli.output.json:
+        for job in found:
+            cli.output.document(job_document(job))
+    elif found:
+        cli.output.out.print(_table(found, roomy=cli.output.out.width >= _ROOMY))
+    else:
+        cli.output.say("no requests there")
+
+
+def _table(jobs: Sequence[JobResult], *, roomy: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", expand=False)
+    table.add_column("request_id", no_wrap=True, min_width=36)
+    table.add_column("status", no_wrap=True)
+    table.add_column("age", justify="right", no_wrap=True)
+    if roomy:
+        table.add_column("task", no_wrap=True, max_width=20)
+        table.add_column("agent", no_wrap=True, max_width=20)
+    table.add_column("model", no_wrap=True, overflow="ellipsis")
+    if roomy:
+        table.add_column("tokens", justify="right", no_wrap=True)
+        table.add_column("took", justify="right", no_wrap=True)
+    table.add_column("cost", justify="right", no_wrap=True)
+    now = datetime.now(UTC)
+    for job in jobs:
+        row = [str(job.request_id), f"[status.{job.status}]{job.status}[/]", age(job.enqueued_at, now)]
+        if roomy:
+            row += [job.task_type or job.complexity or "", job.agent_id or ""]
+        row.append(job.model or "")
+        if roomy:
+            row += ["" if job.total_tokens is None else f"{job.total_tokens:,}", duration(job.duration_ms)]
+        table.add_row(*row, "" if job.cost is None else money(job.cost))
+    return table
+
+
+Outcome = Literal["cancelled", "ended before", "unknown"]
+
+
+@verb
+async def cancel(
+    cli: Cli, request_ids: Annotated[list[str], typer.Argument(metavar="REQUEST_ID...", help="The requests.")]
+) -> int:
+    """Cancel requests; a call under way is given up.
+
+    Exit code 0: all were cancelled by this; 1: some had ended before; 6: some are unknown.
+    """
+    app = App(cli.settings(), nexus=False)
+    await app.start()
+    outcomes: list[Outcome] = []
+    try:
+        handles = [app.service.handle(request_id) for request_id in request_ids]
+        for handle in handles:
+            outcome: Outcome = "cancelled" if await handle.cancel() else "ended before"
+            if outcome != "cancelled":
+                try:
+                    await handle.status()
+                except UnknownRequest:
+                    outcome = "unknown"
+            outcomes.append(outcome)
+            if cli.output.json:
+                cli.output.document({"request_id": str(handle.request_id), "outcome": outcome})
+            else:
+                cli.output.text(f"{handle.request_id}  {outcome}")
+    finally:
+        await app.stop()
+    if "unknown" in outcomes:
+        return exits.UNKNOWN
+    return exits.FAILED if "ended before" in outcomes else exits.OK
+
+
+@verb
+async def retry(
+    cli: Cli,
+    request_id: Annotated[str, typer.Argument(help="A request that has ended.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer, too.")] = False,
+) -> int | None:
+    """Ask again what a request that has ended asked: a new request."""
+    with Interrupt.handled() as interrupt, cli.output.working("starting") as working:
+        app = App(cli.settings(), nexus=None if wait else False, report=working)
+        interrupt.on_second(app.hurry)
+        await app.start()
+        try:
+            handle = await app.service.retry(request_id)
+            if wait:
+                working("waiting for the answer")
+                return await wait_and_print(cli.output, handle, interrupt)
+        finally:
+            await app.stop()
+    if cli.output.json:
+        cli.output.document({"request_id": str(handle.request_id), "retry_of": request_id})
+    else:
+        cli.output.text(str(handle.request_id))
+    return exits.OK
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    if matched := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip()):
+        return datetime.now(UTC) - timedelta(seconds=float(matched[1]) * _UNITS[matched[2]])
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise InvalidRequest(
+            f"--since: {text!r} is neither like 90s, 30m, 2h, 7d nor a date and time"
+        ) from None
