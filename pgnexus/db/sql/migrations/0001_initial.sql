@@ -1071,12 +1071,21 @@ begin
   )
   select array_agg(e.request_id) into v_done from ended e;
   if v_done is not null then
-    delete from pgnexus.scheduled_requests s where s.request_id = any (v_done);
+    perform pgnexus.unschedule(v_done);
     perform nexus_api.cancel(v_done);
     perform pgnexus.notify_done(v_done);
   end if;
   return query select unnest(v_done);
 end
+$$;
+
+-- Requests that have ended need not wait for their time. One that send_due is sending at this moment is left to it,
+-- for it locks in the other order; the nexus side answers such a request as cancelled or overdue.
+create function pgnexus.unschedule(p_request_ids uuid[]) returns void
+language sql set search_path = pg_catalog, pgnexus as $$
+  delete from pgnexus.scheduled_requests s where s.request_id in (
+    select d.request_id from pgnexus.scheduled_requests d where d.request_id = any (p_request_ids)
+    for update skip locked)
 $$;
 
 create function pgnexus.notify_done(p_request_ids uuid[]) returns void
@@ -1153,7 +1162,7 @@ begin
     returning j.request_id
   )
   select array_agg(e.request_id) into v_done from ended e;
-  delete from pgnexus.scheduled_requests s where s.request_id = any (v_done);
+  perform pgnexus.unschedule(v_done);
   perform pgnexus.notify_done(v_done);
   if coalesce(cardinality(v_done), 0) < p_limit then
     update pgnexus.sweeps set swept_to = v_now where swept_to < v_now - interval '1 minute';

@@ -1,0 +1,170 @@
+"""What the documents say is true of the code: their blocks run, their links lead somewhere, their lists are whole."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import doctest
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import pgnexus
+from pgnexus.settings import Settings
+from tests.system import running
+from tools import settings_reference
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
+RUNNING = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "operations"))]
+MODULES = sorted(
+    info.name
+    for info in pkgutil.walk_packages(pgnexus.__path__, "pgnexus.")
+    if not info.name.endswith("__main__")
+)
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """(line, text) of the fenced blocks of a language."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(rf"^([ ]*)```{language}\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
+    return [(text[: m.start()].count("\n") + 2, textwrap.dedent(m[2])) for m in found]
+
+
+def called(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings(module: str) -> None:
+    failed, _ = doctest.testmod(
+        importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    )
+    assert failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=called)
+def test_blocks_are_of_their_language(page: Path) -> None:
+    for line, text in blocks(page, "python"):
+        compile(text, f"{page}:{line}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for _, text in blocks(page, "json"):
+        json.loads(text)
+    for _, text in blocks(page, "toml"):
+        tomllib.loads(text)
+
+
+@pytest.mark.parametrize("page", RUNNING, ids=called)
+async def test_python_blocks_run(
+    page: Path, database_url: str, llmock: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole programs in a process of their own, the others one after the other with an open `llm`."""
+    llmock.reply("Paris.", times=None)
+    provider = llmock.base_url("openai")
+    for name in [name for name in os.environ if name.endswith("_API_KEY")]:
+        monkeypatch.delenv(name)
+    async with running(database_url, provider, default_provider=None) as llm:
+        names: dict[str, Any] = {"llm": llm, "url": database_url, "pgnexus": pgnexus}
+        for line, text in blocks(page, "python"):
+            if "pgnexus.open" in text:
+                out = await asyncio.to_thread(run_program, text, database_url, provider)
+            else:
+                code = compile(text, f"{page}:{line}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                done = eval(code, names)
+                if inspect.isawaitable(done):
+                    await done
+                out = capsys.readouterr().out
+            if "print(" in text:
+                assert out.strip(), f"{page}:{line} prints nothing"
+
+
+def run_program(text: str, database_url: str, provider: str) -> str:
+    environment = os.environ | {
+        "PGNEXUS_DATABASE_URL": database_url,
+        "PGNEXUS_PROVIDERS__OPENAI__BASE_URL": provider,
+        "PGNEXUS_PROVIDERS__OPENAI__NEEDS_KEY": "false",
+    }
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", text]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{text}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", RUNNING, ids=called)
+def test_sql_blocks_run(page: Path, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        for _, text in blocks(page, "sql"):
+            connection.execute(text)
+        connection.rollback()  # roles belong to the whole server
+
+
+@pytest.mark.parametrize("page", PAGES, ids=called)
+def test_links_lead_somewhere(page: Path) -> None:
+    dead = []
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        path, _, anchor = target.partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        there = (page.parent / path).resolve() if path else page
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            dead.append(target)
+    assert not dead
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as the usual renderers make them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=called)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    """`tests/test_x.py` or `tests/test_x.py::test_y`."""
+    missing = []
+    for path, _, name in re.findall(
+        r"`((?:tests|chaos)/[\w/]+\.py)(::(\w+))?`", page.read_text(encoding="utf-8")
+    ):
+        there = ROOT / path
+        if not there.exists() or (
+            name and not re.search(rf"def {name}\(", there.read_text(encoding="utf-8"))
+        ):
+            missing.append(f"{path}::{name}")
+    assert not missing
+
+
+def test_settings_reference_is_that_of_the_code() -> None:
+    written = settings_reference.PAGE.read_text(encoding="utf-8")
+    assert written == settings_reference.page(), "run python tools/settings_reference.py"
+
+
+def test_settings_reference_names_every_setting() -> None:
+    written = settings_reference.PAGE.read_text(encoding="utf-8")
+    assert {
+        name for name in Settings.model_fields if f"| `{name}` | `PGNEXUS_{name.upper()}` |" not in written
+    } == set()
+
+
+@pytest.mark.parametrize("text", [text for _, text in blocks(ROOT / "docs" / "settings.md", "toml")])
+def test_settings_file_in_the_reference_is_one(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pgnexus.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("PGNEXUS_CONFIG", str(tmp_path / "pgnexus.toml"))
+    assert Settings.load().routes == tomllib.loads(text)["routes"]
+
+
+def test_public_names_have_one_sentence_at_least() -> None:
+    bare = [name for name in pgnexus.__all__ if not inspect.getdoc(getattr(pgnexus, name))]
+    assert bare == []
