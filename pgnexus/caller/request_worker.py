@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -19,6 +19,7 @@ from pgnexus.errors import DatabaseUnavailable
 from pgnexus.messages import REQUESTS_CHANNEL
 
 MAX_BATCH = 1000
+_MAX_BATCH_CHARACTERS = 16 * 1024 * 1024  # a statement is held in memory, here and there
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +57,23 @@ class LlmRequestWorker:
     async def enqueue_llm_requests(
         self, drafts: Sequence[RequestDraft], *, connection: Any = None
     ) -> list[Accepted]:
-        """Store many requests, a thousand a round trip. Each thousand is accepted as a whole or not at all."""
-        accepted: list[Accepted] = []
-        for start in range(0, len(drafts), MAX_BATCH):
-            part = drafts[start : start + MAX_BATCH]
-            if connection is not None:
-                accepted += await self._join(part, JoinedConnection(connection))
-                continue
-            try:
-                accepted += await self._store(part)
-            except psycopg.Error as error:
-                raise refusal(error) from error
-        return accepted
+        """Store many requests, a thousand a round trip. Each thousand is accepted as a whole or not at all;
+        with ``connection`` all of them are.
+        """
+        if connection is not None:
+            return await self._join(drafts, JoinedConnection(connection))
+        try:
+            return await self._store(drafts)
+        except psycopg.Error as error:
+            raise refusal(error) from error
 
     async def close(self) -> None:
         await self._batcher.close()
 
     async def _store(self, drafts: Sequence[RequestDraft]) -> list[Accepted]:
+        return [accepted for part in _portions(drafts) for accepted in await self._store_at_once(part)]
+
+    async def _store_at_once(self, drafts: Sequence[RequestDraft]) -> list[Accepted]:
         params = {
             "requests": [draft.body for draft in drafts],
             "notify": self._notifier.claim(REQUESTS_CHANNEL),
@@ -90,6 +91,22 @@ class LlmRequestWorker:
         if self._home is None:
             [row] = await self._db.query("home")
             self._home = row.home
-        await connection.check(self._home)
-        rows = await connection.enqueue([draft.body for draft in drafts])
+        async with connection.joined(self._home):
+            rows = [
+                row
+                for part in _portions(drafts)
+                for row in await connection.enqueue([draft.body for draft in part])
+            ]
         return [Accepted(UUID(str(row[1])), row[2], row[3]) for row in rows]
+
+
+def _portions(drafts: Sequence[RequestDraft]) -> Iterator[Sequence[RequestDraft]]:
+    """A thousand a round trip; fewer when they are large."""
+    start = characters = 0
+    for end, draft in enumerate(drafts):
+        characters += len(draft.body)
+        if end > start and (end - start == MAX_BATCH or characters > _MAX_BATCH_CHARACTERS):
+            yield drafts[start:end]
+            start, characters = end, len(draft.body)
+    if start < len(drafts):
+        yield drafts[start:]
