@@ -57,7 +57,7 @@ def complexity_for(task_type: str | None) -> Complexity:
     >>> complexity_for("architect"), complexity_for("poetry")
     ('complex', 'medium')
     """
-    return TASK_COMPLEXITY.get(task_type or "", "medium")
+    return TASK_COMPLEXITY.get(task_type, "medium") if isinstance(task_type, str) else "medium"
 
 
 def new_request_id() -> UUID:

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from pgnexus.errors import InvalidRequest
 
 MAX_DEPTH = 100
+_LONGEST_INTEGER = 1000  # bits; every parser of JSON reads one of those
 _REPLACEMENT = "\ufffd"
 _SURROGATES = dict.fromkeys(range(55296, 57344), _REPLACEMENT) | {0: _REPLACEMENT}
 
@@ -30,6 +31,8 @@ def check(value: Any, where: str) -> None:
         item, path, depth = stack.pop()
         if isinstance(item, str):
             _check_text(item, path)
+        elif isinstance(item, int) and item.bit_length() > _LONGEST_INTEGER:
+            raise InvalidRequest(f"{path}: an integer of more than 300 digits")
         elif item is None or isinstance(item, (bool, int)):
             continue
         elif isinstance(item, float):

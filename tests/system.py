@@ -65,7 +65,7 @@ async def running(
 async def until(condition: Callable[[], Awaitable[Any]], within: float = 15.0) -> Any:
     """Look again and again for what nobody tells us of; the first true value of ``condition``."""
     async with asyncio.timeout(within):
-        while not (value := await condition()):
+        while not (value := await condition()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return value
 

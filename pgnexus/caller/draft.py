@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, TypedDict, Unpack, get_args
 from uuid import UUID
 
@@ -56,11 +58,22 @@ class Options(TypedDict, total=False):
     traceparent: str
     retry_of: UUID | str
     workflow: str
+    instance_id: UUID | str
     job_id: str
 
 
-_LOCAL = ("timeout", "delay", "not_before", "idempotency_key", "idempotency_ttl", "workflow", "job_id")
+_LOCAL = (
+    "timeout",
+    "delay",
+    "not_before",
+    "idempotency_key",
+    "idempotency_ttl",
+    "workflow",
+    "instance_id",
+    "job_id",
+)
 _AS_TEXT = ("tools", "response_format")
+_LONGEST = 10 * 365 * 86400.0
 _KNOWN = frozenset(Options.__annotations__)
 
 
@@ -80,19 +93,30 @@ class RequestDraft:
 
     @classmethod
     def make(
-        cls, complexity_or_model: str, messages: Messages, settings: Settings, **options: Unpack[Options]
+        cls,
+        complexity_or_model: str,
+        messages: Messages,
+        settings: Settings,
+        unknown: Mapping[str, Any] = MappingProxyType({}),
+        **options: Unpack[Options],
     ) -> RequestDraft:
-        """Check everything that can be checked without the database; raises `InvalidRequest`."""
+        """Check everything that can be checked without the database; raises `InvalidRequest`.
+
+        ``unknown`` are fields of the wire that are no options: they are kept as they are.
+        """
         given = _given(options)
         local = {name: given.pop(name) for name in _LOCAL if name in given}
         _check_times(local)
-        message = _message(complexity_or_model, messages, given, settings)
+        if "idempotency_key" in local:
+            local.setdefault("idempotency_ttl", settings.idempotency_ttl)
+        message = {**unknown, **_message(complexity_or_model, messages, given, settings)}
         check(message, "request")
         check(
             {name: local[name] for name in ("idempotency_key", "workflow", "job_id") if name in local},
             "request",
         )
         request = _validated(message)
+        message["request_id"] = str(request.request_id)  # it may have been written in another form
         for name in _AS_TEXT:
             if name in message and not isinstance(message[name], str):
                 message[name] = to_json(message[name]).decode()
@@ -104,6 +128,19 @@ class RequestDraft:
                 f"({settings.max_message_bytes:,}); send less, or raise that setting on both sides"
             )
         return cls(request.request_id, body.decode(), timeout, _lead(local))
+
+    @classmethod
+    def again(
+        cls, asked: Mapping[str, Any], retry_of: UUID, workflow: str, settings: Settings
+    ) -> RequestDraft:
+        """A new request that asks what a stored one asked, with the fields of its own that it had."""
+        given = {name: value for name, value in asked.items() if name not in ("v", "messages", "retry_of")}
+        model = given.pop("model", None) or "auto"
+        first = str(given.get("complexity", "medium")) if model == "auto" else model
+        options: Any = {name: value for name, value in given.items() if name in _KNOWN}
+        unknown = {name: value for name, value in given.items() if name not in _KNOWN}
+        options |= {"retry_of": retry_of, "workflow": workflow}
+        return cls.make(first, asked["messages"], settings, unknown, **options)
 
 
 def _given(options: Options) -> dict[str, Any]:
@@ -121,19 +158,18 @@ def _message(
 ) -> dict[str, Any]:
     if not isinstance(complexity_or_model, str) or not complexity_or_model:
         raise InvalidRequest("the first argument is a complexity (simple, medium, complex) or a model's name")
-    if isinstance(messages, str):
+    if isinstance(messages, str) and messages:
         messages = [{"role": "user", "content": messages}]
-    if not isinstance(messages, Sequence) or not messages:
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
         raise InvalidRequest("messages: give a text, or a list of messages that is not empty")
     message: dict[str, Any] = {
         "v": WIRE_VERSION,
         "request_id": str(given.pop("request_id", None) or new_request_id()),
     }
-    if complexity_or_model in get_args(Complexity):
-        message["complexity"] = complexity_or_model
-    elif given.setdefault("model", complexity_or_model) != complexity_or_model:
+    kind = "complexity" if complexity_or_model in get_args(Complexity) else "model"
+    if given.setdefault(kind, complexity_or_model) != complexity_or_model:
         raise InvalidRequest(
-            f"the first argument names the model {complexity_or_model!r}, the option model {given['model']!r}"
+            f"the first argument names the {kind} {complexity_or_model!r}, the option {kind} {given[kind]!r}"
         )
     message["messages"] = [_plain(item) for item in messages]
     message |= {name: str(value) if isinstance(value, UUID) else value for name, value in given.items()}
@@ -172,7 +208,7 @@ def _check_times(local: dict[str, Any]) -> None:
             raise InvalidRequest(f"{name}: {value!r} is not a number of seconds")
         if value < 0 or (value == 0 and name != "delay"):
             raise InvalidRequest(f"{name}: {value!r} must be more than 0 seconds")
-        if value > 10 * 365 * 86400:
+        if value > _LONGEST:
             raise InvalidRequest(f"{name}: {value!r} is more than ten years")
     key = local.get("idempotency_key")
     if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 500):
@@ -180,6 +216,8 @@ def _check_times(local: dict[str, Any]) -> None:
     moment = local.get("not_before")
     if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
         raise InvalidRequest(f"not_before: {moment!r} must be a datetime with a time zone")
+    if moment is not None and moment.timestamp() - time.time() > _LONGEST:
+        raise InvalidRequest(f"not_before: {moment} is more than ten years ahead")
     if moment is not None and "delay" in local:
         raise InvalidRequest("give delay or not_before, not both")
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pgnexus.caller.draft import Messages, Options, RequestDraft
 from pgnexus.caller.handle import RequestHandle
@@ -40,6 +40,7 @@ class LLMService:
         self._waiters = Waiters(db, listener, poll_interval=settings.poll_interval)
         self._poller = LlmResultPoller(db, listener, notifier, settings, self._waiters) if poller else None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self.instance_id = uuid4()  # this caller in ``job_results``
 
     async def start(self) -> None:
         self._home = (os.getpid(), asyncio.get_running_loop())
@@ -51,8 +52,8 @@ class LLMService:
         """Store what was asked, then stop; nobody here is told of later results."""
         if self._home is None:
             return
-        await self._worker.close()
         self._home = None
+        await self._worker.close()
         if self._poller is not None:
             await self._poller.stop()
         await self._waiters.stop()
@@ -122,13 +123,8 @@ class LLMService:
         """
         drafts = []
         for number, request in enumerate(requests):
-            given = {**options, **request}
-            messages = given.pop("messages", None)
-            first = (
-                given.pop("model", None) or given.get("complexity") or complexity_for(given.get("task_type"))
-            )
             try:
-                drafts.append(self._draft(first, messages, given))  # type: ignore[arg-type]
+                drafts.append(self._draft(*_parts(options, request)))
             except InvalidRequest as error:
                 raise InvalidRequest(f"requests[{number}]: {error}") from error
         accepted = await self._worker.enqueue_llm_requests(drafts, connection=connection)
@@ -166,7 +162,10 @@ class LLMService:
     async def cancel(self, request_id: UUID | str) -> bool:
         """Cancel a request; a call under way is given up. False when it had ended before."""
         self._check_home()
-        return bool(await self._db.query("cancel", {"request_ids": [_uuid(request_id)]}))
+        if await self._db.query("cancel", {"request_ids": [_uuid(request_id)]}):
+            return True
+        await self.job_result(request_id)  # to say so when there is none
+        return False
 
     async def retry(self, request_id: UUID | str) -> RequestHandle:
         """Ask again what a request that has ended asked: a new request, with ``retry_of``."""
@@ -177,13 +176,10 @@ class LLMService:
             )
         if stored.input is None:
             raise InvalidRequest(f"request {request_id} was not asked from here; its input is not stored")
-        given = {
-            key: value for key, value in stored.input.items() if key not in ("v", "messages", "retry_of")
-        }
-        model = given.pop("model", None) or "auto"
-        first = str(given.get("complexity", "medium")) if model == "auto" else model
-        options: Any = {**given, "retry_of": stored.request_id, "workflow": stored.workflow}
-        return await self.enqueue(first, stored.input["messages"], **options)
+        self._check_home()
+        draft = RequestDraft.again(stored.input, stored.request_id, stored.workflow, self._settings)
+        accepted = await self._worker.enqueue_llm_request(draft)
+        return RequestHandle(self, accepted.request_id, created=accepted.created)
 
     @staticmethod
     def determine_complexity_for_task(task_type: str) -> Complexity:
@@ -208,6 +204,7 @@ class LLMService:
 
     def _draft(self, complexity_or_model: str, messages: Messages, options: Options) -> RequestDraft:
         self._check_home()
+        options.setdefault("instance_id", self.instance_id)
         return RequestDraft.make(complexity_or_model, messages, self._settings, **options)
 
     def _expect(self, accepted: Accepted) -> None:
@@ -234,6 +231,16 @@ class LLMService:
             raise ServiceMisused("this LLMService was started before a fork; open one in each process")
         if loop is not asyncio.get_running_loop():
             raise ServiceMisused("this LLMService was started in another event loop; open one in each")
+
+
+def _parts(options: Mapping[str, Any], request: Any) -> tuple[str, Any, Any]:
+    """One of `enqueue_many`'s mappings as the arguments of a draft, with ``options`` where it has none."""
+    if not isinstance(request, Mapping) or not all(isinstance(name, str) for name in request):
+        raise InvalidRequest(f"{request!r:.200} is not a mapping of messages and options")
+    given = {**options, **request}
+    messages = given.pop("messages", None)
+    first = given.pop("model", None) or given.get("complexity") or complexity_for(given.get("task_type"))
+    return first, messages, given
 
 
 def _successful(result: LLMResult) -> LLMResult:
