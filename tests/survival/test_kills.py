@@ -115,17 +115,18 @@ async def _waiting(db: Database, queue: str) -> bool:
 async def test_a_frozen_worker_loses_its_work_and_cannot_finish_it(
     database_url: str, db: Database, llmock: Any, nexus_env: dict[str, str]
 ) -> None:
-    async with running(database_url, nexus=False) as service:
-        async with up(database_url, "--only", "nexus", **nexus_env) as frozen:
-            handles = await enqueue(service)
-            await until(lambda: in_flight(db))
-            frozen.freeze()
-            async with up(database_url, "--only", "nexus", **nexus_env) as second:
-                await until(lambda: _all_ended(db), within=60)
-                frozen.thaw()
-                await until(lambda: _revived(db))
-                await reconcile(db, handles)
-                await second.terminate()
+    async with (
+        running(database_url, nexus=False) as service,
+        up(database_url, "--only", "nexus", **nexus_env) as frozen,
+    ):
+        handles = await enqueue(service)
+        await until(lambda: in_flight(db))
+        frozen.freeze()
+        async with up(database_url, "--only", "nexus", **nexus_env):
+            await until(lambda: _all_ended(db), within=60)
+            frozen.thaw()
+            await until(lambda: _revived(db))
+            await reconcile(db, handles)
     assert set(questions(llmock).values()) <= {1, 2}
 
 
@@ -201,13 +202,12 @@ async def test_the_database_goes_and_comes_back(
     url = own_server.url
     await schema.migrate(url)
     patient = nexus_env | {"PGNEXUS_WORKER_LEASE": "12"}
-    async with opened(url) as db, running(url, nexus=False) as service:
-        async with up(url, "--only", "nexus", **patient):
-            handles = await enqueue(service)
-            await until(lambda: in_flight(db))
-            os.kill(postmaster(own_server), how)
-            await until(lambda: _unreachable(url))
-            await asyncio.to_thread(own_server.start)
-            await reconcile(db, handles)
+    async with opened(url) as db, running(url, nexus=False) as service, up(url, "--only", "nexus", **patient):
+        handles = await enqueue(service)
+        await until(lambda: in_flight(db))
+        os.kill(postmaster(own_server), how)
+        await until(lambda: _unreachable(url))
+        await asyncio.to_thread(own_server.start)
+        await reconcile(db, handles)
     # the worker lived on and kept its answers until the database could take them
     assert set(questions(llmock).values()) == {1}
