@@ -24,7 +24,7 @@ from pgnexus.db.connection import display
 from pgnexus.db.database import Database
 from pgnexus.messages import REQUEST_QUEUES, LLMResult
 
-QUESTION = "What is PostgreSQL? Answer in one short sentence."
+QUESTION = "What is the capital of France?"
 
 
 @verb
