@@ -134,7 +134,7 @@ class LocalModel:
             "key": key,
             "slots": _SLOTS,
             "context": _CONTEXT,
-            "threads": _cpus(),
+            "threads": _threads(),
         }
         with tempfile.TemporaryFile() as complaints:
             self._process = await asyncio.create_subprocess_exec(
@@ -198,5 +198,7 @@ class LocalModel:
             await process.wait()
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _threads() -> int:
+    """Half of what this process may use: llama.cpp's threads spin for one another, and starve beside a busy system."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // 2)
