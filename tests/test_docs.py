@@ -131,16 +131,17 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=called)
 def test_tests_that_are_named_exist(page: Path) -> None:
-    """`tests/test_x.py` or `tests/test_x.py::test_y`."""
+    """`tests/test_x.py`, `tests/test_x.py::test_y` or `tests/test_x.py::TestX::test_y`."""
     missing = []
-    for path, _, name in re.findall(
-        r"`((?:tests|chaos)/[\w/]+\.py)(::(\w+))?`", page.read_text(encoding="utf-8")
+    for path, names in re.findall(
+        r"`((?:tests|chaos)/[\w/]+\.py)((?:::\w+)*)`", page.read_text(encoding="utf-8")
     ):
         there = ROOT / path
-        if not there.exists() or (
-            name and not re.search(rf"def {name}\(", there.read_text(encoding="utf-8"))
+        text = there.read_text(encoding="utf-8") if there.exists() else None
+        if text is None or not all(
+            re.search(rf"(def|class) {name}\b", text) for name in names.split("::")[1:]
         ):
-            missing.append(f"{path}::{name}")
+            missing.append(path + names)
     assert not missing
 
 

@@ -24,4 +24,4 @@ async def test_a_request_that_is_being_sent_can_be_ended(
         await sweeper.execute("update pgnexus.job_results set status = 'enqueued' where status = 'scheduled'")
     [row] = await sql(db, "select status from pgnexus.job_results")
     assert row.status in ("cancelled", "timeout")
-    assert await sql(db, "select from pgnexus.scheduled_requests") == []
+    assert await sql(db, "select 1 from pgnexus.scheduled_requests") == []
