@@ -26,8 +26,8 @@ A setting comes from the strongest of these sources that names it, the weakest f
 3. its environment variable;
 4. an argument of `pgnexus.open(...)` or `Settings.load(...)`, or an option of the command.
 
-All times are in seconds. A value that does not fit is an error that names the setting. So is a name that does not exist,
-in the file or among the arguments; an environment variable that is no setting's is passed over.
+All times are in seconds. A value that does not fit is an error that names the setting. So is a name that does not
+exist, in the file or among the arguments; an environment variable that is no setting's is passed over.
 
 API keys are no settings. Each provider reads its key from the environment variable in
 [the table of providers](#providers), and only where the nexus side runs.
