@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from uuid import UUID
 
 import psycopg
 from pydantic import ValidationError
@@ -65,29 +66,33 @@ class LlmResultPoller:
         except psycopg.Error as error:
             if not is_data_fault(error):
                 raise
-            await self._isolate(error)
+            await self._isolate()
             return 0
         self._portion.grow()
         ended = [row for row in rows if row.request_id is not None]
         for row in ended:
             if self._waiters.is_waiting(row.request_id):
-                self._deliver(row.result)
+                self._deliver(row.request_id, row.result)
         if ended and not notify:
             self._notifier.committed(DONE_CHANNEL, [str(row.request_id) for row in ended])
         return 0 if rows and rows[0].taken == limit else None
 
-    def _deliver(self, message: object) -> None:
+    def _deliver(self, request_id: UUID, message: object) -> None:
         try:
-            self._waiters.deliver(LLMResult.model_validate(message))
-        except ValidationError:  # a foreign answer of an odd form: its row is what counts
-            log.debug("a result is not of the wire's form; its waiter reads the row", exc_info=True)
+            result = LLMResult.model_validate(message)
+        except ValidationError:
+            result = None
+        if result is not None and (result.ok or result.error is not None):
+            self._waiters.deliver(result)
+        else:  # a foreign answer of an odd form: its row has the right one
+            self._waiters.look(request_id)
 
-    async def _isolate(self, error: psycopg.Error) -> None:
-        if self._portion.halve():
-            reason = str(error).splitlines()[0]
-            await self._db.query("reject_result", {"queue": self._queue, "reason": reason})
+    async def _isolate(self) -> None:
+        if not self._portion.halve():
+            return
+        for row in await self._db.query("reject_result", {"queue": self._queue}):
             log.error(
-                "queue %s: a message that cannot be stored went to the archive: %s", self._queue, reason
+                "queue %s: message %d cannot be stored, archived: %s", self._queue, row.msg_id, row.reason
             )
 
     async def _sweep(self) -> float | None:

@@ -58,7 +58,8 @@ class JobResult:
         """The result as callers get it; only of a request that has ended."""
         if not self.ended:
             raise ValueError(f"request {self.request_id} is {self.status}: it has no result yet")
-        output = self.output or {}
+        # an answer that is nested too deep to be read comes as text
+        output = self.output if isinstance(self.output, dict) else {}
         return LLMResult.model_validate(
             output
             | {
@@ -76,7 +77,7 @@ class JobResult:
                 "cost": self.cost,
                 "latency_ms": self.duration_ms,
                 "attempts": self.attempts,
-                "error": self.error,
+                "error": self.error if isinstance(self.error, dict) else None,
                 "timestamp": self.finished_at,
             }
         )

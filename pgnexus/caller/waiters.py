@@ -14,6 +14,7 @@ from uuid import UUID
 from pgnexus.caller.results import JobResult
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
+from pgnexus.errors import ServiceMisused
 from pgnexus.looper import Looper
 from pgnexus.messages import DONE_CHANNEL, LLMResult
 
@@ -29,6 +30,7 @@ class Waiters:
         self._waiting: dict[UUID, set[asyncio.Future[LLMResult]]] = {}
         self._named: set[UUID] = set()
         self._look_at_all = False
+        self._looked_at_all = float("-inf")
         self._looper = Looper("waiters", self._look, poll_interval=poll_interval)
         listener.subscribe(DONE_CHANNEL, self._notified)
 
@@ -36,7 +38,16 @@ class Waiters:
         self._looper.start()
 
     async def stop(self) -> None:
+        """Whoever still waits here is told that nobody will wake him."""
         await self._looper.stop()
+        for request_id, futures in self._waiting.items():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(
+                        ServiceMisused(
+                            f"this LLMService was stopped while somebody waited for request {request_id}, which goes on"
+                        )
+                    )
 
     @contextmanager
     def subscribe(self, request_id: UUID) -> Iterator[asyncio.Future[LLMResult]]:
@@ -77,10 +88,11 @@ class Waiters:
             self._looper.wake()
 
     async def _look(self) -> float | None:
-        # woken with names: only those; by the timer, or after a gap in listening: everybody
+        # woken with names: only those; now and then, or after a gap in listening: everybody
         names, self._named = self._named & self._waiting.keys(), set()
-        if self._look_at_all or not names:
-            names, self._look_at_all = set(self._waiting), False
+        now = asyncio.get_running_loop().time()
+        if self._look_at_all or not names or now - self._looked_at_all >= self._poll_interval:
+            names, self._look_at_all, self._looked_at_all = set(self._waiting), False, now
         ids = list(names)
         for start in range(0, len(ids), _LOOK_AT_ONCE):
             for found in await JobResult.find(self._db, ids[start : start + _LOOK_AT_ONCE], ended=True):

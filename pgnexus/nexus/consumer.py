@@ -103,7 +103,7 @@ class QueueConsumer:
         except psycopg.Error as error:
             if not is_data_fault(error):
                 raise
-            await self._isolate(error)
+            await self._isolate()
             return 0
         self._portion.grow()
         now = time.monotonic()
@@ -119,16 +119,23 @@ class QueueConsumer:
         self._running[fence] = task
         self._calling.add(fence)
         task.add_done_callback(lambda _: self._ended(fence))
-        if claim.run_id in self._cancelled:
-            task.cancel()
 
     async def _run(self, claim: Claim, fence: _Fence) -> None:
         try:
-            settlement = await self._workflow.run(claim)
+            if claim.run_id in self._cancelled:  # while its claim was on its way here
+                settlement = self._workflow.cancelled(claim)
+            else:
+                settlement = await self._workflow.run(claim)
         except asyncio.CancelledError:
-            if not self._draining:
-                return  # cancelled, or lost to another worker: its end is stored already
-            settlement = self._workflow.release(claim)
+            if claim.run_id in self._cancelled:
+                settlement = self._workflow.cancelled(claim)
+            elif self._draining:
+                settlement = self._workflow.release(claim)
+            else:
+                return  # lost to another worker
+        except Exception:
+            log.exception("request %s: failed in our own code", claim.run_id)
+            settlement = self._workflow.broken(claim)
         finally:
             self._calling.discard(fence)
         if not await self._settler.settle(settlement):
@@ -162,12 +169,10 @@ class QueueConsumer:
         """Others have been given what runs here: go on paying for none of it."""
         self._give_up(self._calling)
 
-    async def _isolate(self, error: psycopg.Error) -> None:
+    async def _isolate(self) -> None:
         if not self._portion.halve():
             return
-        reason = str(error).splitlines()[0]
-        for lane in (REQUEST_QUEUES["interactive"], REQUEST_QUEUES["standard"], REQUEST_QUEUES["batch"]):
-            [row] = await self._db.query("reject_request", {"lane": lane, "reason": reason})
-            if row.msg_id is not None:
-                log.error("queue %s: message %d cannot be taken, archived: %s", lane, row.msg_id, reason)
-                return
+        worker_id = self._registry.instance_id()
+        for lane in REQUEST_QUEUES.values():
+            for row in await self._db.query("reject_request", {"lane": lane, "worker_id": worker_id}):
+                log.error("queue %s: message %d cannot be taken, archived: %s", lane, row.msg_id, row.reason)

@@ -37,14 +37,16 @@ class Settler:
         for tries in range(1, 1_000_000):
             try:
                 return await self._batcher.submit(settlement)
-            except psycopg.Error as error:
+            except DatabaseUnavailable:
+                pass  # the fence and the books' key make it safe to say it again
+            except Exception as error:
                 if is_data_fault(error):
                     log.error("request %s: its answer cannot be stored: %s", settlement.claim.run_id, error)
                     settlement = LLMRequestWorkflow.unstorable(settlement, str(error).splitlines()[0])
+                elif not isinstance(error, psycopg.Error):
+                    raise
                 elif tries % 10 == 0:
                     log.warning("request %s: not settled yet: %s", settlement.claim.run_id, error)
-            except DatabaseUnavailable:
-                pass  # the fence and the books' key make it safe to say it again
             await asyncio.sleep(random.uniform(0.05, min(5.0, 0.1 * 2.0 ** min(tries, 10))))
         raise AssertionError("unreachable")
 

@@ -16,7 +16,7 @@ from uuid import UUID
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from pgnexus.errors import ProviderError, RequestTimeout
+from pgnexus.errors import InternalFailure, ProviderError, RequestCancelled, RequestTimeout
 from pgnexus.messages import LLMRequest
 from pgnexus.nexus.router import Attempt, LLMRouter, RouteOutcome
 from pgnexus.settings import Settings
@@ -33,8 +33,13 @@ class Claim:
     run_id: UUID
     step: str
     attempt: int
-    input: dict[str, Any] = field(repr=False)
+    input: dict[str, Any] | str = field(repr=False)  # text: JSON that is nested too deep to be read
     expires_at: float | None  # by time.monotonic()
+
+    def told(self, name: str) -> str | None:
+        """A field of the request, if it is a text, also of one that is not valid."""
+        value = self.input.get(name) if isinstance(self.input, dict) else None
+        return value if isinstance(value, str) else None
 
     def seconds_left(self) -> float | None:
         return None if self.expires_at is None else self.expires_at - time.monotonic()
@@ -67,8 +72,8 @@ class Settlement:
             if (value := getattr(self, name)) is not None:
                 item[name] = value
         for name in ("reply_to", "complexity", "task_type", "agent_id"):
-            if isinstance(value := claim.input.get(name), str):
-                item[name] = value
+            if (text := claim.told(name)) is not None:
+                item[name] = text
         return to_json(item, inf_nan_mode="null").decode()
 
 
@@ -115,6 +120,18 @@ class LLMRequestWorkflow:
         return Settlement(claim, "release")
 
     @staticmethod
+    def cancelled(claim: Claim) -> Settlement:
+        """Its cancellation was told to this worker, which makes sure that it is an end."""
+        return _failed(claim, "cancelled", RequestCancelled.type, "cancelled")
+
+    @staticmethod
+    def broken(claim: Claim) -> Settlement:
+        """A fault of our own code ends the request, too."""
+        return _failed(
+            claim, "failed", InternalFailure.type, "a fault in pgnexus itself; its log has the traceback"
+        )
+
+    @staticmethod
     def unstorable(settlement: Settlement, reason: str) -> Settlement:
         """What is left to say of an answer that the database refuses."""
         message = f"the answer cannot be stored: {reason}"
@@ -122,6 +139,8 @@ class LLMRequestWorkflow:
 
     def _validate(self, claim: Claim) -> LLMRequest | str:
         """The request, or what is wrong with it."""
+        if isinstance(claim.input, str):
+            return "the message is nested too deep, or has a number too long"
         try:
             return LLMRequest.model_validate(claim.input)
         except ValidationError as error:
@@ -204,7 +223,7 @@ def _report(
         "timestamp": datetime.now(UTC),
         "attempts": 0 if outcome is None else len(outcome.attempts),
     }
-    if (agent_id := claim.input.get("agent_id")) is not None:
+    if (agent_id := claim.told("agent_id")) is not None:
         report["agent_id"] = agent_id
     if latency_ms is not None:
         report["latency_ms"] = latency_ms

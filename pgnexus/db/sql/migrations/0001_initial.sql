@@ -285,7 +285,8 @@ create function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit 
 returns table (run_id uuid, step_slug text, attempt int, input jsonb)
 language sql set search_path = pg_catalog, pgflow as $$
   with popped as (
-    select (m.message ->> 'run_id')::uuid as run_id, m.message ->> 'step_slug' as step_slug
+    select case when m.message ->> 'run_id' ~ '^[0-9a-f-]{36}$' then (m.message ->> 'run_id')::uuid end as run_id,
+           m.message ->> 'step_slug' as step_slug
     from pgmq.pop(pgflow.queue_name(p_flow_slug), p_limit) as m
   ), claimed as (
     update pgflow.step_tasks t
@@ -761,7 +762,11 @@ create function pgnexus.check_requests(p_items pgnexus.incoming[]) returns void
 language plpgsql stable set search_path = pg_catalog, pgnexus as $$
 declare
   v_fault text;
+  v_no_queues text[];
 begin
+  v_no_queues := array(
+    select q.name from (select distinct coalesce(i.message ->> 'reply_to', 'ai_results') from unnest(p_items) i) as q (name)
+    where not nexus_api.takes_results(q.name));
   select format('request %s: %s', i.request_id, case
       when jsonb_typeof(i.message -> 'messages') is distinct from 'array'
         or jsonb_array_length(i.message -> 'messages') = 0 then 'messages must be an array that is not empty'
@@ -769,6 +774,12 @@ begin
         then format('priority "%s" is none of interactive, standard, batch', i.message ->> 'priority')
       when (i.message ->> 'complexity') not in ('simple', 'medium', 'complex')
         then format('complexity "%s" is none of simple, medium, complex', i.message ->> 'complexity')
+      when not coalesce(i.deadline between '2000-01-01' and '9000-01-01', true)
+        or not coalesce(i.due_at between '2000-01-01' and '9000-01-01', true)
+        then 'deadline, timeout, delay and not_before must lead to a time between the years 2000 and 9000'
+      when exists (select from pgmq.meta m where m.queue_name = i.message ->> 'reply_to')
+        then format('reply_to "%s" is a queue of requests, or a flow''s own; name one for results',
+                    i.message ->> 'reply_to')
       else format('reply_to "%s" names no queue; create it first with select nexus_api.create_queue(''%1$s'')',
                   i.message ->> 'reply_to') end)
   into v_fault
@@ -777,8 +788,9 @@ begin
      or jsonb_array_length(i.message -> 'messages') = 0
      or pgnexus.lane(i.message ->> 'priority') is null
      or (i.message ->> 'complexity') not in ('simple', 'medium', 'complex')
-     or (i.message ->> 'reply_to') like 'ai\_requests%'
-     or not exists (select from pgmq.meta m where m.queue_name = coalesce(i.message ->> 'reply_to', 'ai_results'))
+     or not coalesce(i.deadline between '2000-01-01' and '9000-01-01', true)
+     or not coalesce(i.due_at between '2000-01-01' and '9000-01-01', true)
+     or coalesce(i.message ->> 'reply_to', 'ai_results') = any (v_no_queues)
   limit 1;
   if v_fault is not null then
     raise exception using errcode = 'PN002', message = v_fault;
@@ -927,15 +939,25 @@ language sql immutable set search_path = pg_catalog, pgnexus as $$
   select m.ordinal,
          case when m.message ->> 'status' in ('success', 'failed', 'timeout', 'cancelled')
               then pgnexus.try_uuid(m.message ->> 'request_id') end,
-         m.message ->> 'status', m.message ->> 'agent_id', m.message ->> 'model', m.message ->> 'provider',
-         jsonb_strip_nulls(m.message - '{request_id,agent_id,status,model,provider,usage,cost,latency_ms,attempts,error,timestamp}'::text[]),
+         m.message ->> 'status', left(m.message ->> 'agent_id', 200), m.message ->> 'model', m.message ->> 'provider',
+         -- what callers read has its type, whoever wrote it; what we do not know is kept
+         jsonb_strip_nulls(
+           m.message
+           - '{request_id,agent_id,status,model,provider,usage,cost,latency_ms,attempts,error,timestamp}'::text[]
+           || jsonb_build_object(
+             'response', m.message ->> 'response', 'finish_reason', m.message ->> 'finish_reason',
+             'message', case when jsonb_typeof(m.message -> 'message') = 'object' then m.message -> 'message' end)),
          case when m.message ->> 'status' <> 'success' then
-           case when jsonb_typeof(m.message -> 'error') = 'object' then m.message -> 'error'
-                else jsonb_build_object('type', 'unknown', 'message', 'the result named no error', 'retryable', false)
-           end end,
+           case when jsonb_typeof(m.message -> 'error') = 'object' then m.message -> 'error' else '{}' end
+           || jsonb_build_object(
+             'type', coalesce(m.message #>> '{error,type}', 'unknown'),
+             'message', coalesce(m.message #>> '{error,message}', m.message ->> 'error', 'the result named no error'),
+             'retryable', coalesce(m.message #> '{error,retryable}' = 'true', false)) end,
          pgnexus.try_count(m.message #>> '{usage,prompt_tokens}'),
          pgnexus.try_count(m.message #>> '{usage,completion_tokens}'),
-         pgnexus.try_count(m.message #>> '{usage,total_tokens}'),
+         coalesce(pgnexus.try_count(m.message #>> '{usage,total_tokens}'),
+                  pgnexus.try_count(m.message #>> '{usage,prompt_tokens}')
+                    + pgnexus.try_count(m.message #>> '{usage,completion_tokens}')),
          pgnexus.try_count(m.message #>> '{usage,cached_tokens}'),
          pgnexus.try_amount(m.message ->> 'cost'),
          pgnexus.try_count(m.message ->> 'latency_ms'),
@@ -1004,50 +1026,74 @@ language sql set search_path = pg_catalog, pgnexus as $$
     from pgnexus.read_results(p_messages) r
     where r.total_tokens > 0 order by r.request_id, r.ordinal desc
   ) l
-  where j.request_id = l.request_id and j.status in ('timeout', 'cancelled')
+  where j.request_id = l.request_id and j.status in ('failed', 'timeout', 'cancelled')
     and coalesce(j.total_tokens, 0) = 0
 $$;
 
--- Take results off a queue into job_results, all in this transaction. What is no result goes to the queue's
--- archive with the reason.
+-- Take results off a queue into job_results, all in this transaction.
 create function pgnexus.take_results(p_queue text, p_limit int, p_notify boolean default true)
 returns table (taken int, request_id uuid, result jsonb)
 language plpgsql set search_path = pg_catalog, pgnexus as $$
-#variable_conflict use_column
 declare
   v_messages pgmq.message_record[];
-  v_results jsonb[];
-  v_count int;
 begin
   select array_agg(m order by m.msg_id) into v_messages from pgmq.pop(p_queue, p_limit) m;
-  v_count := coalesce(cardinality(v_messages), 0);
-  if v_count = 0 then
-    return;
-  end if;
-  perform nexus_api.archive_message(p_queue, m, 'no result: needs request_id (a UUID) and a status of success, failed, timeout or cancelled')
-  from unnest(v_messages) m
-  where pgnexus.try_uuid(m.message ->> 'request_id') is null
-     or coalesce(m.message ->> 'status', '') not in ('success', 'failed', 'timeout', 'cancelled');
-  select array_agg(m.message order by m.msg_id) into v_results
-  from unnest(v_messages) m where pgnexus.try_uuid(m.message ->> 'request_id') is not null;
-  return query select v_count, null::uuid, null::jsonb;
-  if v_results is not null then
-    return query select v_count, r.request_id, r.result from pgnexus.record_results(v_results, p_notify) r;
+  if v_messages is not null then
+    return query select cardinality(v_messages), null::uuid, null::jsonb;
+    return query select cardinality(v_messages), s.request_id, s.result
+                 from pgnexus.store_messages(p_queue, v_messages, p_notify) s;
   end if;
 end
 $$;
 
--- The last resort against a message that no batch survives: off its queue with the reason, alone.
-create function pgnexus.reject_result(p_queue text, p_reason text) returns bigint
+-- What is no result goes to the queue's archive with the reason, all others into job_results.
+create function pgnexus.store_messages(p_queue text, p_messages pgmq.message_record[], p_notify boolean)
+returns table (request_id uuid, result jsonb)
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+#variable_conflict use_column
+declare
+  v_results jsonb[];
+begin
+  perform nexus_api.archive_message(p_queue, m, 'no result: needs request_id (a UUID) and a status of success, failed, timeout or cancelled')
+  from unnest(p_messages) m
+  where pgnexus.try_uuid(m.message ->> 'request_id') is null
+     or coalesce(m.message ->> 'status', '') not in ('success', 'failed', 'timeout', 'cancelled');
+  select array_agg(m.message order by m.msg_id) into v_results
+  from unnest(p_messages) m where pgnexus.try_uuid(m.message ->> 'request_id') is not null;
+  if v_results is not null then
+    return query select r.request_id, r.result from pgnexus.record_results(v_results, p_notify) r;
+  end if;
+end
+$$;
+
+-- The last resort against a message that no batch survives: the first one of the queue is tried alone, and goes to
+-- the archive with the reason if it fails again. All in one transaction, so that no innocent one takes its place.
+-- Returns nothing when it did not fail, or when there was none.
+create function pgnexus.reject_result(p_queue text) returns table (msg_id bigint, reason text)
 language plpgsql set search_path = pg_catalog, pgnexus as $$
 declare
   v_message pgmq.message_record;
 begin
   select * into v_message from pgmq.pop(p_queue, 1);
-  if v_message.msg_id is not null then
-    perform nexus_api.archive_message(p_queue, v_message, p_reason);
+  if v_message.msg_id is null then
+    return;
   end if;
-  return v_message.msg_id;
+  begin
+    perform pgnexus.store_messages(p_queue, array[v_message], true);
+  exception when others then
+    if left(sqlstate, 2) in ('40', '53', '55', '57', '58') then
+      raise;  -- the moment's fault, not the message's
+    end if;
+    reason := sqlerrm;
+  end;
+  if reason is null then
+    raise exception using errcode = 'PN003', message = 'the message is sound';  -- and stays where it was
+  end if;
+  perform nexus_api.archive_message(p_queue, v_message, reason);
+  msg_id := v_message.msg_id;
+  return next;
+exception when sqlstate 'PN003' then
+  return;
 end
 $$;
 
@@ -1254,8 +1300,8 @@ create table nexus.models (
 
 -- Publishing: the last word on a request, in the transaction that ends its run.
 
--- Send results to the queues they are wanted on. A queue that does not exist (any more), or a request lane,
--- cannot take one: it goes to ai_results then, where it is stored all the same.
+-- Send results to the queues they are wanted on. A queue that does not exist (any more), that this side may not write
+-- to, a request lane or a flow's own cannot take one: it goes to ai_results then, where it is stored all the same.
 create function nexus.publish(p_queues text[], p_results jsonb[], p_notify boolean) returns void
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
@@ -1263,11 +1309,14 @@ declare
   v_results jsonb[];
 begin
   for v_queue, v_results in
-    select coalesce(m.queue_name, 'ai_results'), array_agg(i.result)
-    from unnest(p_queues, p_results) as i (queue, result)
-    left join pgmq.meta m on m.queue_name = i.queue and i.queue not like 'ai\_requests%'
-    group by 1
+    select i.queue, array_agg(i.result) from unnest(p_queues, p_results) as i (queue, result) group by 1
   loop
+    if v_queue <> 'ai_results' and not (
+      nexus_api.takes_results(v_queue)
+      and coalesce(has_table_privilege(to_regclass(format('pgmq.%I', 'q_' || v_queue)), 'insert'), false))
+    then
+      v_queue := 'ai_results';
+    end if;
     perform pgmq.send_batch(v_queue, v_results);
   end loop;
   if p_notify then
@@ -1279,7 +1328,8 @@ $$;
 create function nexus.failure(p_request jsonb, p_status text, p_type text, p_message text) returns jsonb
 language sql stable as $$
   select jsonb_strip_nulls(jsonb_build_object(
-    'request_id', p_request -> 'request_id', 'agent_id', p_request -> 'agent_id', 'status', p_status,
+    'request_id', p_request -> 'request_id', 'status', p_status,
+    'agent_id', case when jsonb_typeof(p_request -> 'agent_id') = 'string' then p_request -> 'agent_id' end,
     'error', jsonb_build_object('type', p_type, 'message', p_message, 'retryable', p_type in ('timeout', 'worker_lost')),
     'attempts', 0, 'timestamp', clock_timestamp()))
 $$;
@@ -1320,7 +1370,7 @@ create trigger publish_failed_run
 create function nexus.try_timestamptz(p_text text) returns timestamptz
 language plpgsql stable as $$
 begin
-  return p_text::timestamptz;
+  return case when isfinite(p_text::timestamptz) then p_text::timestamptz end;
 exception when others then
   return null;  -- the workflow's own validation will say what is wrong with it
 end
@@ -1331,28 +1381,43 @@ language sql immutable parallel safe as $$
   select case when p_text ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_text::uuid end
 $$;
 
--- Take up to p_limit messages off one lane. Those without a request_id go to the archive with the reason,
--- cancelled and overdue ones are answered at once, those taken up before are dropped, all others start.
+-- Take up to p_limit messages off one lane, and start them.
 create function nexus.take_lane(p_lane text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
 language plpgsql set search_path = pg_catalog, nexus as $$
-#variable_conflict use_column
 declare
   v_popped pgmq.message_record[];
-  v_ids uuid[];
-  v_inputs jsonb[];
-  v_ended uuid[];
+  v_started int;
 begin
   select array_agg(m order by m.msg_id) into v_popped from pgmq.pop(p_lane, p_limit) m;
   if v_popped is null then
     return;
   end if;
+  return query select s.* from nexus.start_messages(p_lane, p_worker_id, v_popped) s;
+  get diagnostics v_started = row_count;
+  if v_started < cardinality(v_popped) and cardinality(v_popped) >= p_limit then
+    perform pg_notify('pgnexus_requests', '');  -- fewer than wanted were started, but there may be more behind them
+  end if;
+end
+$$;
+
+-- Messages without a request_id go to the archive with the reason, cancelled and overdue ones are answered at once,
+-- those taken up before are dropped, all others start.
+create function nexus.start_messages(p_lane text, p_worker_id uuid, p_messages pgmq.message_record[])
+returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
+language plpgsql set search_path = pg_catalog, nexus as $$
+#variable_conflict use_column
+declare
+  v_ids uuid[];
+  v_inputs jsonb[];
+  v_ended uuid[];
+begin
   perform nexus_api.archive_message(p_lane, m, 'no request: needs request_id, a UUID')
-  from unnest(v_popped) m where nexus.try_uuid(m.message ->> 'request_id') is null;
+  from unnest(p_messages) m where nexus.try_uuid(m.message ->> 'request_id') is null;
   select array_agg(f.id), array_agg(f.message) into v_ids, v_inputs
   from (
     select distinct on (u.id) u.id, m.message
-    from unnest(v_popped) m cross join lateral nexus.try_uuid(m.message ->> 'request_id') as u (id)
+    from unnest(p_messages) m cross join lateral nexus.try_uuid(m.message ->> 'request_id') as u (id)
     where u.id is not null order by u.id, m.msg_id
   ) f;
   if v_ids is null then
@@ -1371,7 +1436,8 @@ begin
 end
 $$;
 
--- Answer the requests that were cancelled or whose deadline passed before anyone took them up; returns them.
+-- Answer the requests that were cancelled or whose deadline passed before anyone took them up; returns them. Each
+-- gets a run that has failed already, so that its message, delivered twice, is answered once.
 create function nexus.answer_ended(p_ids uuid[], p_inputs jsonb[]) returns uuid[]
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
@@ -1379,17 +1445,24 @@ declare
   v_queues text[];
   v_results jsonb[];
 begin
-  select array_agg(i.id), array_agg(coalesce(i.input ->> 'reply_to', 'ai_results')),
-         array_agg(case when c.request_id is not null
-                        then nexus.failure(i.input, 'cancelled', 'cancelled', 'cancelled before it was taken up')
-                        else nexus.failure(i.input, 'timeout', 'timeout', 'its deadline passed before it was taken up') end)
+  with ended as (
+    insert into pgflow.runs (run_id, flow_slug, status, input, failed_at, cancelled_at)
+    select i.id, 'llm_request_workflow', 'failed', i.input, now(), case when c.request_id is not null then now() end
+    from unnest(p_ids, p_inputs) as i (id, input)
+    left join nexus.cancellations c on c.request_id = i.id
+    where c.request_id is not null or nexus.try_timestamptz(i.input ->> 'deadline') <= clock_timestamp()
+    on conflict on constraint runs_pkey do nothing
+    returning run_id, input, cancelled_at
+  )
+  select array_agg(e.run_id), array_agg(coalesce(e.input ->> 'reply_to', 'ai_results')),
+         array_agg(case when e.cancelled_at is not null
+                        then nexus.failure(e.input, 'cancelled', 'cancelled', 'cancelled before it was taken up')
+                        else nexus.failure(e.input, 'timeout', 'timeout', 'its deadline passed before it was taken up') end)
   into v_ended, v_queues, v_results
-  from unnest(p_ids, p_inputs) as i (id, input)
-  left join nexus.cancellations c on c.request_id = i.id
-  where (c.request_id is not null or nexus.try_timestamptz(i.input ->> 'deadline') <= clock_timestamp())
-    and not exists (select from pgflow.runs r where r.run_id = i.id);
+  from ended e;
   if v_ended is not null then
     perform nexus.publish(v_queues, v_results, true);
+    delete from nexus.cancellations c where c.request_id = any (v_ended);
   end if;
   return coalesce(v_ended, '{}');
 end
@@ -1429,21 +1502,38 @@ begin
 end
 $$;
 
--- The last resort against a message that no batch survives: out of its lane with the reason, alone.
-create function nexus.reject_request(p_lane text, p_reason text) returns bigint
+-- The last resort against a message that no batch survives: the first one of the lane is tried alone, and goes to
+-- the archive with the reason if it fails again. All in one transaction, so that no innocent one takes its place.
+-- Returns null when it did not fail, or when there was none.
+create function nexus.reject_request(p_lane text, p_worker_id uuid) returns table (msg_id bigint, reason text)
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_message pgmq.message_record;
 begin
   select * into v_message from pgmq.pop(p_lane, 1);
-  if v_message.msg_id is not null then
-    perform nexus_api.archive_message(p_lane, v_message, p_reason);
-    if nexus.try_uuid(v_message.message ->> 'request_id') is not null then
-      perform nexus.publish(array['ai_results'],
-                            array[nexus.failure(v_message.message, 'failed', 'invalid_request', p_reason)], true);
-    end if;
+  if v_message.msg_id is null then
+    return;
   end if;
-  return v_message.msg_id;
+  begin
+    perform nexus.start_messages(p_lane, p_worker_id, array[v_message]);
+  exception when others then
+    if left(sqlstate, 2) in ('40', '53', '55', '57', '58') then
+      raise;  -- the moment's fault, not the message's
+    end if;
+    reason := sqlerrm;
+  end;
+  if reason is null then
+    raise exception using errcode = 'PN003', message = 'the message is sound';  -- and stays where it was
+  end if;
+  perform nexus_api.archive_message(p_lane, v_message, reason);
+  if nexus.try_uuid(v_message.message ->> 'request_id') is not null then
+    perform nexus.publish(array[coalesce(v_message.message ->> 'reply_to', 'ai_results')],
+                          array[nexus.failure(v_message.message, 'failed', 'invalid_request', reason)], true);
+  end if;
+  msg_id := v_message.msg_id;
+  return next;
+exception when sqlstate 'PN003' then
+  return;
 end
 $$;
 
@@ -1568,6 +1658,14 @@ begin
                    'q_' || queue_name, 'a_' || queue_name, v_role);
   end loop;
 end
+$$;
+
+-- Whether results may be wanted on a queue of this name: not on a request lane, nor on a flow's own queue.
+create function nexus_api.takes_results(queue_name text) returns boolean
+language sql stable security definer set search_path = pg_catalog, nexus_api as $$
+  select queue_name not like 'ai\_requests%'
+     and not exists (select from pgflow.flows f where pgflow.queue_name(f.flow_slug) = takes_results.queue_name)
+     and exists (select from pgmq.meta m where m.queue_name = takes_results.queue_name)
 $$;
 
 -- Put a message that was taken off a queue into that queue's archive, with the reason in its headers.

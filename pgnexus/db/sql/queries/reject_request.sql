@@ -1,1 +1,1 @@
-select nexus.reject_request(%(lane)s, %(reason)s) as msg_id
+select msg_id, reason from nexus.reject_request(%(lane)s, %(worker_id)s)

@@ -1,1 +1,1 @@
-select pgnexus.reject_result(%(queue)s, %(reason)s) as msg_id
+select msg_id, reason from pgnexus.reject_result(%(queue)s)

@@ -60,7 +60,8 @@ create function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit 
 returns table (run_id uuid, step_slug text, attempt int, input jsonb)
 language sql set search_path = pg_catalog, pgflow as $$
   with popped as (
-    select (m.message ->> 'run_id')::uuid as run_id, m.message ->> 'step_slug' as step_slug
+    select case when m.message ->> 'run_id' ~ '^[0-9a-f-]{36}$' then (m.message ->> 'run_id')::uuid end as run_id,
+           m.message ->> 'step_slug' as step_slug
     from pgmq.pop(pgflow.queue_name(p_flow_slug), p_limit) as m
   ), claimed as (
     update pgflow.step_tasks t

@@ -65,7 +65,11 @@ create function pgnexus.check_requests(p_items pgnexus.incoming[]) returns void
 language plpgsql stable set search_path = pg_catalog, pgnexus as $$
 declare
   v_fault text;
+  v_no_queues text[];
 begin
+  v_no_queues := array(
+    select q.name from (select distinct coalesce(i.message ->> 'reply_to', 'ai_results') from unnest(p_items) i) as q (name)
+    where not nexus_api.takes_results(q.name));
   select format('request %s: %s', i.request_id, case
       when jsonb_typeof(i.message -> 'messages') is distinct from 'array'
         or jsonb_array_length(i.message -> 'messages') = 0 then 'messages must be an array that is not empty'
@@ -73,6 +77,12 @@ begin
         then format('priority "%s" is none of interactive, standard, batch', i.message ->> 'priority')
       when (i.message ->> 'complexity') not in ('simple', 'medium', 'complex')
         then format('complexity "%s" is none of simple, medium, complex', i.message ->> 'complexity')
+      when not coalesce(i.deadline between '2000-01-01' and '9000-01-01', true)
+        or not coalesce(i.due_at between '2000-01-01' and '9000-01-01', true)
+        then 'deadline, timeout, delay and not_before must lead to a time between the years 2000 and 9000'
+      when exists (select from pgmq.meta m where m.queue_name = i.message ->> 'reply_to')
+        then format('reply_to "%s" is a queue of requests, or a flow''s own; name one for results',
+                    i.message ->> 'reply_to')
       else format('reply_to "%s" names no queue; create it first with select nexus_api.create_queue(''%1$s'')',
                   i.message ->> 'reply_to') end)
   into v_fault
@@ -81,8 +91,9 @@ begin
      or jsonb_array_length(i.message -> 'messages') = 0
      or pgnexus.lane(i.message ->> 'priority') is null
      or (i.message ->> 'complexity') not in ('simple', 'medium', 'complex')
-     or (i.message ->> 'reply_to') like 'ai\_requests%'
-     or not exists (select from pgmq.meta m where m.queue_name = coalesce(i.message ->> 'reply_to', 'ai_results'))
+     or not coalesce(i.deadline between '2000-01-01' and '9000-01-01', true)
+     or not coalesce(i.due_at between '2000-01-01' and '9000-01-01', true)
+     or coalesce(i.message ->> 'reply_to', 'ai_results') = any (v_no_queues)
   limit 1;
   if v_fault is not null then
     raise exception using errcode = 'PN002', message = v_fault;

@@ -27,15 +27,25 @@ language sql immutable set search_path = pg_catalog, pgnexus as $$
   select m.ordinal,
          case when m.message ->> 'status' in ('success', 'failed', 'timeout', 'cancelled')
               then pgnexus.try_uuid(m.message ->> 'request_id') end,
-         m.message ->> 'status', m.message ->> 'agent_id', m.message ->> 'model', m.message ->> 'provider',
-         jsonb_strip_nulls(m.message - '{request_id,agent_id,status,model,provider,usage,cost,latency_ms,attempts,error,timestamp}'::text[]),
+         m.message ->> 'status', left(m.message ->> 'agent_id', 200), m.message ->> 'model', m.message ->> 'provider',
+         -- what callers read has its type, whoever wrote it; what we do not know is kept
+         jsonb_strip_nulls(
+           m.message
+           - '{request_id,agent_id,status,model,provider,usage,cost,latency_ms,attempts,error,timestamp}'::text[]
+           || jsonb_build_object(
+             'response', m.message ->> 'response', 'finish_reason', m.message ->> 'finish_reason',
+             'message', case when jsonb_typeof(m.message -> 'message') = 'object' then m.message -> 'message' end)),
          case when m.message ->> 'status' <> 'success' then
-           case when jsonb_typeof(m.message -> 'error') = 'object' then m.message -> 'error'
-                else jsonb_build_object('type', 'unknown', 'message', 'the result named no error', 'retryable', false)
-           end end,
+           case when jsonb_typeof(m.message -> 'error') = 'object' then m.message -> 'error' else '{}' end
+           || jsonb_build_object(
+             'type', coalesce(m.message #>> '{error,type}', 'unknown'),
+             'message', coalesce(m.message #>> '{error,message}', m.message ->> 'error', 'the result named no error'),
+             'retryable', coalesce(m.message #> '{error,retryable}' = 'true', false)) end,
          pgnexus.try_count(m.message #>> '{usage,prompt_tokens}'),
          pgnexus.try_count(m.message #>> '{usage,completion_tokens}'),
-         pgnexus.try_count(m.message #>> '{usage,total_tokens}'),
+         coalesce(pgnexus.try_count(m.message #>> '{usage,total_tokens}'),
+                  pgnexus.try_count(m.message #>> '{usage,prompt_tokens}')
+                    + pgnexus.try_count(m.message #>> '{usage,completion_tokens}')),
          pgnexus.try_count(m.message #>> '{usage,cached_tokens}'),
          pgnexus.try_amount(m.message ->> 'cost'),
          pgnexus.try_count(m.message ->> 'latency_ms'),
@@ -104,49 +114,73 @@ language sql set search_path = pg_catalog, pgnexus as $$
     from pgnexus.read_results(p_messages) r
     where r.total_tokens > 0 order by r.request_id, r.ordinal desc
   ) l
-  where j.request_id = l.request_id and j.status in ('timeout', 'cancelled')
+  where j.request_id = l.request_id and j.status in ('failed', 'timeout', 'cancelled')
     and coalesce(j.total_tokens, 0) = 0
 $$;
 
--- Take results off a queue into job_results, all in this transaction. What is no result goes to the queue's
--- archive with the reason.
+-- Take results off a queue into job_results, all in this transaction.
 create function pgnexus.take_results(p_queue text, p_limit int, p_notify boolean default true)
 returns table (taken int, request_id uuid, result jsonb)
 language plpgsql set search_path = pg_catalog, pgnexus as $$
-#variable_conflict use_column
 declare
   v_messages pgmq.message_record[];
-  v_results jsonb[];
-  v_count int;
 begin
   select array_agg(m order by m.msg_id) into v_messages from pgmq.pop(p_queue, p_limit) m;
-  v_count := coalesce(cardinality(v_messages), 0);
-  if v_count = 0 then
-    return;
-  end if;
-  perform nexus_api.archive_message(p_queue, m, 'no result: needs request_id (a UUID) and a status of success, failed, timeout or cancelled')
-  from unnest(v_messages) m
-  where pgnexus.try_uuid(m.message ->> 'request_id') is null
-     or coalesce(m.message ->> 'status', '') not in ('success', 'failed', 'timeout', 'cancelled');
-  select array_agg(m.message order by m.msg_id) into v_results
-  from unnest(v_messages) m where pgnexus.try_uuid(m.message ->> 'request_id') is not null;
-  return query select v_count, null::uuid, null::jsonb;
-  if v_results is not null then
-    return query select v_count, r.request_id, r.result from pgnexus.record_results(v_results, p_notify) r;
+  if v_messages is not null then
+    return query select cardinality(v_messages), null::uuid, null::jsonb;
+    return query select cardinality(v_messages), s.request_id, s.result
+                 from pgnexus.store_messages(p_queue, v_messages, p_notify) s;
   end if;
 end
 $$;
 
--- The last resort against a message that no batch survives: off its queue with the reason, alone.
-create function pgnexus.reject_result(p_queue text, p_reason text) returns bigint
+-- What is no result goes to the queue's archive with the reason, all others into job_results.
+create function pgnexus.store_messages(p_queue text, p_messages pgmq.message_record[], p_notify boolean)
+returns table (request_id uuid, result jsonb)
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+#variable_conflict use_column
+declare
+  v_results jsonb[];
+begin
+  perform nexus_api.archive_message(p_queue, m, 'no result: needs request_id (a UUID) and a status of success, failed, timeout or cancelled')
+  from unnest(p_messages) m
+  where pgnexus.try_uuid(m.message ->> 'request_id') is null
+     or coalesce(m.message ->> 'status', '') not in ('success', 'failed', 'timeout', 'cancelled');
+  select array_agg(m.message order by m.msg_id) into v_results
+  from unnest(p_messages) m where pgnexus.try_uuid(m.message ->> 'request_id') is not null;
+  if v_results is not null then
+    return query select r.request_id, r.result from pgnexus.record_results(v_results, p_notify) r;
+  end if;
+end
+$$;
+
+-- The last resort against a message that no batch survives: the first one of the queue is tried alone, and goes to
+-- the archive with the reason if it fails again. All in one transaction, so that no innocent one takes its place.
+-- Returns nothing when it did not fail, or when there was none.
+create function pgnexus.reject_result(p_queue text) returns table (msg_id bigint, reason text)
 language plpgsql set search_path = pg_catalog, pgnexus as $$
 declare
   v_message pgmq.message_record;
 begin
   select * into v_message from pgmq.pop(p_queue, 1);
-  if v_message.msg_id is not null then
-    perform nexus_api.archive_message(p_queue, v_message, p_reason);
+  if v_message.msg_id is null then
+    return;
   end if;
-  return v_message.msg_id;
+  begin
+    perform pgnexus.store_messages(p_queue, array[v_message], true);
+  exception when others then
+    if left(sqlstate, 2) in ('40', '53', '55', '57', '58') then
+      raise;  -- the moment's fault, not the message's
+    end if;
+    reason := sqlerrm;
+  end;
+  if reason is null then
+    raise exception using errcode = 'PN003', message = 'the message is sound';  -- and stays where it was
+  end if;
+  perform nexus_api.archive_message(p_queue, v_message, reason);
+  msg_id := v_message.msg_id;
+  return next;
+exception when sqlstate 'PN003' then
+  return;
 end
 $$;

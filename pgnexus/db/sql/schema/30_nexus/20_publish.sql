@@ -1,7 +1,7 @@
 -- Publishing: the last word on a request, in the transaction that ends its run.
 
--- Send results to the queues they are wanted on. A queue that does not exist (any more), or a request lane,
--- cannot take one: it goes to ai_results then, where it is stored all the same.
+-- Send results to the queues they are wanted on. A queue that does not exist (any more), that this side may not write
+-- to, a request lane or a flow's own cannot take one: it goes to ai_results then, where it is stored all the same.
 create function nexus.publish(p_queues text[], p_results jsonb[], p_notify boolean) returns void
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
@@ -9,11 +9,14 @@ declare
   v_results jsonb[];
 begin
   for v_queue, v_results in
-    select coalesce(m.queue_name, 'ai_results'), array_agg(i.result)
-    from unnest(p_queues, p_results) as i (queue, result)
-    left join pgmq.meta m on m.queue_name = i.queue and i.queue not like 'ai\_requests%'
-    group by 1
+    select i.queue, array_agg(i.result) from unnest(p_queues, p_results) as i (queue, result) group by 1
   loop
+    if v_queue <> 'ai_results' and not (
+      nexus_api.takes_results(v_queue)
+      and coalesce(has_table_privilege(to_regclass(format('pgmq.%I', 'q_' || v_queue)), 'insert'), false))
+    then
+      v_queue := 'ai_results';
+    end if;
     perform pgmq.send_batch(v_queue, v_results);
   end loop;
   if p_notify then
@@ -25,7 +28,8 @@ $$;
 create function nexus.failure(p_request jsonb, p_status text, p_type text, p_message text) returns jsonb
 language sql stable as $$
   select jsonb_strip_nulls(jsonb_build_object(
-    'request_id', p_request -> 'request_id', 'agent_id', p_request -> 'agent_id', 'status', p_status,
+    'request_id', p_request -> 'request_id', 'status', p_status,
+    'agent_id', case when jsonb_typeof(p_request -> 'agent_id') = 'string' then p_request -> 'agent_id' end,
     'error', jsonb_build_object('type', p_type, 'message', p_message, 'retryable', p_type in ('timeout', 'worker_lost')),
     'attempts', 0, 'timestamp', clock_timestamp()))
 $$;

@@ -3,7 +3,7 @@
 create function nexus.try_timestamptz(p_text text) returns timestamptz
 language plpgsql stable as $$
 begin
-  return p_text::timestamptz;
+  return case when isfinite(p_text::timestamptz) then p_text::timestamptz end;
 exception when others then
   return null;  -- the workflow's own validation will say what is wrong with it
 end
@@ -14,28 +14,43 @@ language sql immutable parallel safe as $$
   select case when p_text ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_text::uuid end
 $$;
 
--- Take up to p_limit messages off one lane. Those without a request_id go to the archive with the reason,
--- cancelled and overdue ones are answered at once, those taken up before are dropped, all others start.
+-- Take up to p_limit messages off one lane, and start them.
 create function nexus.take_lane(p_lane text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
 language plpgsql set search_path = pg_catalog, nexus as $$
-#variable_conflict use_column
 declare
   v_popped pgmq.message_record[];
-  v_ids uuid[];
-  v_inputs jsonb[];
-  v_ended uuid[];
+  v_started int;
 begin
   select array_agg(m order by m.msg_id) into v_popped from pgmq.pop(p_lane, p_limit) m;
   if v_popped is null then
     return;
   end if;
+  return query select s.* from nexus.start_messages(p_lane, p_worker_id, v_popped) s;
+  get diagnostics v_started = row_count;
+  if v_started < cardinality(v_popped) and cardinality(v_popped) >= p_limit then
+    perform pg_notify('pgnexus_requests', '');  -- fewer than wanted were started, but there may be more behind them
+  end if;
+end
+$$;
+
+-- Messages without a request_id go to the archive with the reason, cancelled and overdue ones are answered at once,
+-- those taken up before are dropped, all others start.
+create function nexus.start_messages(p_lane text, p_worker_id uuid, p_messages pgmq.message_record[])
+returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
+language plpgsql set search_path = pg_catalog, nexus as $$
+#variable_conflict use_column
+declare
+  v_ids uuid[];
+  v_inputs jsonb[];
+  v_ended uuid[];
+begin
   perform nexus_api.archive_message(p_lane, m, 'no request: needs request_id, a UUID')
-  from unnest(v_popped) m where nexus.try_uuid(m.message ->> 'request_id') is null;
+  from unnest(p_messages) m where nexus.try_uuid(m.message ->> 'request_id') is null;
   select array_agg(f.id), array_agg(f.message) into v_ids, v_inputs
   from (
     select distinct on (u.id) u.id, m.message
-    from unnest(v_popped) m cross join lateral nexus.try_uuid(m.message ->> 'request_id') as u (id)
+    from unnest(p_messages) m cross join lateral nexus.try_uuid(m.message ->> 'request_id') as u (id)
     where u.id is not null order by u.id, m.msg_id
   ) f;
   if v_ids is null then
@@ -54,7 +69,8 @@ begin
 end
 $$;
 
--- Answer the requests that were cancelled or whose deadline passed before anyone took them up; returns them.
+-- Answer the requests that were cancelled or whose deadline passed before anyone took them up; returns them. Each
+-- gets a run that has failed already, so that its message, delivered twice, is answered once.
 create function nexus.answer_ended(p_ids uuid[], p_inputs jsonb[]) returns uuid[]
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
@@ -62,17 +78,24 @@ declare
   v_queues text[];
   v_results jsonb[];
 begin
-  select array_agg(i.id), array_agg(coalesce(i.input ->> 'reply_to', 'ai_results')),
-         array_agg(case when c.request_id is not null
-                        then nexus.failure(i.input, 'cancelled', 'cancelled', 'cancelled before it was taken up')
-                        else nexus.failure(i.input, 'timeout', 'timeout', 'its deadline passed before it was taken up') end)
+  with ended as (
+    insert into pgflow.runs (run_id, flow_slug, status, input, failed_at, cancelled_at)
+    select i.id, 'llm_request_workflow', 'failed', i.input, now(), case when c.request_id is not null then now() end
+    from unnest(p_ids, p_inputs) as i (id, input)
+    left join nexus.cancellations c on c.request_id = i.id
+    where c.request_id is not null or nexus.try_timestamptz(i.input ->> 'deadline') <= clock_timestamp()
+    on conflict on constraint runs_pkey do nothing
+    returning run_id, input, cancelled_at
+  )
+  select array_agg(e.run_id), array_agg(coalesce(e.input ->> 'reply_to', 'ai_results')),
+         array_agg(case when e.cancelled_at is not null
+                        then nexus.failure(e.input, 'cancelled', 'cancelled', 'cancelled before it was taken up')
+                        else nexus.failure(e.input, 'timeout', 'timeout', 'its deadline passed before it was taken up') end)
   into v_ended, v_queues, v_results
-  from unnest(p_ids, p_inputs) as i (id, input)
-  left join nexus.cancellations c on c.request_id = i.id
-  where (c.request_id is not null or nexus.try_timestamptz(i.input ->> 'deadline') <= clock_timestamp())
-    and not exists (select from pgflow.runs r where r.run_id = i.id);
+  from ended e;
   if v_ended is not null then
     perform nexus.publish(v_queues, v_results, true);
+    delete from nexus.cancellations c where c.request_id = any (v_ended);
   end if;
   return coalesce(v_ended, '{}');
 end
@@ -112,20 +135,37 @@ begin
 end
 $$;
 
--- The last resort against a message that no batch survives: out of its lane with the reason, alone.
-create function nexus.reject_request(p_lane text, p_reason text) returns bigint
+-- The last resort against a message that no batch survives: the first one of the lane is tried alone, and goes to
+-- the archive with the reason if it fails again. All in one transaction, so that no innocent one takes its place.
+-- Returns null when it did not fail, or when there was none.
+create function nexus.reject_request(p_lane text, p_worker_id uuid) returns table (msg_id bigint, reason text)
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_message pgmq.message_record;
 begin
   select * into v_message from pgmq.pop(p_lane, 1);
-  if v_message.msg_id is not null then
-    perform nexus_api.archive_message(p_lane, v_message, p_reason);
-    if nexus.try_uuid(v_message.message ->> 'request_id') is not null then
-      perform nexus.publish(array['ai_results'],
-                            array[nexus.failure(v_message.message, 'failed', 'invalid_request', p_reason)], true);
-    end if;
+  if v_message.msg_id is null then
+    return;
   end if;
-  return v_message.msg_id;
+  begin
+    perform nexus.start_messages(p_lane, p_worker_id, array[v_message]);
+  exception when others then
+    if left(sqlstate, 2) in ('40', '53', '55', '57', '58') then
+      raise;  -- the moment's fault, not the message's
+    end if;
+    reason := sqlerrm;
+  end;
+  if reason is null then
+    raise exception using errcode = 'PN003', message = 'the message is sound';  -- and stays where it was
+  end if;
+  perform nexus_api.archive_message(p_lane, v_message, reason);
+  if nexus.try_uuid(v_message.message ->> 'request_id') is not null then
+    perform nexus.publish(array[coalesce(v_message.message ->> 'reply_to', 'ai_results')],
+                          array[nexus.failure(v_message.message, 'failed', 'invalid_request', reason)], true);
+  end if;
+  msg_id := v_message.msg_id;
+  return next;
+exception when sqlstate 'PN003' then
+  return;
 end
 $$;

@@ -23,6 +23,14 @@ begin
 end
 $$;
 
+-- Whether results may be wanted on a queue of this name: not on a request lane, nor on a flow's own queue.
+create function nexus_api.takes_results(queue_name text) returns boolean
+language sql stable security definer set search_path = pg_catalog, nexus_api as $$
+  select queue_name not like 'ai\_requests%'
+     and not exists (select from pgflow.flows f where pgflow.queue_name(f.flow_slug) = takes_results.queue_name)
+     and exists (select from pgmq.meta m where m.queue_name = takes_results.queue_name)
+$$;
+
 -- Put a message that was taken off a queue into that queue's archive, with the reason in its headers.
 create function nexus_api.archive_message(p_queue text, p_message pgmq.message_record, p_reason text) returns void
 language plpgsql security definer set search_path = pg_catalog, nexus_api as $$
