@@ -13,7 +13,15 @@ from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import from_json
 
 WIRE_VERSION: Final = 1
@@ -125,7 +133,7 @@ class LLMRequest(BaseModel):
     api_version: ApiVersion | None = None
     agent_id: str | None = Field(None, min_length=1, max_length=200)
     reply_to: str = Field(RESULT_QUEUE, pattern=r"^[a-z0-9_]{1,47}$")
-    deadline: datetime | None = None
+    deadline: AwareDatetime | None = None
     priority: Priority = "standard"
     traceparent: str | None = Field(None, max_length=200)
     max_tokens: int | None = Field(None, ge=1)
@@ -140,6 +148,13 @@ class LLMRequest(BaseModel):
     retry_of: UUID | None = None
 
     _tools_as_text = field_validator("tools", "response_format", mode="before")(_json_text)
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _date_and_time(cls, value: Any) -> Any:
+        if not isinstance(value, datetime | None) and not (isinstance(value, str) and ":" in value):
+            raise ValueError("must be a date and time with its offset, such as 2030-01-31T12:00:00Z")
+        return value
 
     @property
     def effective_complexity(self) -> Complexity:
