@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -78,25 +79,29 @@ async def ask(
             if no_wait:
                 return _told(cli.output, handle)
             working("waiting for the answer")
-            return await wait_and_print(cli.output, handle, interrupt)
+            return await wait_and_print(cli.output, handle, interrupt, working)
         finally:
-            working("leaving")
             await app.stop()
 
 
 async def wait_and_print(
-    output: Output, handle: RequestHandle, interrupt: Interrupt, timeout: float | None = None
+    output: Output,
+    handle: RequestHandle,
+    interrupt: Interrupt,
+    working: Callable[[str], None],
+    timeout: float | None = None,
 ) -> int:
     """Wait for a stored request and print what comes; the exit code. An interrupt ends only the wait."""
     try:
         found = await interrupt.unless(handle.result(timeout))
+        working("")
     except RequestError as error:
         if output.json and error.result is not None:
             output.document(error.result.model_dump(mode="json"))
         raise
     if found is None:
         output.say(
-            f"[warn]left waiting;[/warn] request {handle.request_id} goes on as soon as a nexus is there. Get it by\n"
+            "[warn]no longer waiting.[/warn] The request is stored and goes on; get its answer by\n"
             f"  pgnexus result {handle.request_id} --wait"
         )
         return exits.INTERRUPTED

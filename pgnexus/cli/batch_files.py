@@ -62,10 +62,15 @@ class Done:
         self._hashes = array("Q")
         self._failures = bytearray()
 
+    @property
+    def size_in_bytes(self) -> int:
+        return len(self._hashes) * self._hashes.itemsize + len(self._failures)
+
     def note(self, number: int, input_hash: int, *, ok: bool) -> None:
-        while len(self._hashes) <= number:
-            self._hashes.append(0)
-            self._failures.append(0)
+        more = number + 1 - len(self._hashes)
+        if more > 0:
+            self._hashes.extend([0] * more)
+            self._failures.extend(bytes(more))
         self._hashes[number] = input_hash
         self._failures[number] = 0 if ok else min(_LONGEST_TRIES, self._failures[number] + 1)
 

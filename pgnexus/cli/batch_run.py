@@ -131,7 +131,7 @@ class BatchRun:
         options = {"idempotency_key": self._key(line, asked), "idempotency_ttl": _KEY_TTL, **asked}
         messages = options.pop("messages", None)
         system = options.pop("system", None)
-        if system is not None:
+        if system is not None and messages:
             messages = [{"role": "system", "content": system}, *_as_list(messages)]
         first = (
             options.pop("model", None)
@@ -171,7 +171,7 @@ class BatchRun:
 
 
 def _as_list(messages: Any) -> list[Any]:
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages or [])
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
 
 
 def _told(name: str, result: LLMResult) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from rich.table import Table
 from rich.text import Text
 
 from pgnexus.app import database_url
@@ -46,11 +47,10 @@ async def doctor(cli: Cli) -> int:
     Exit code 0: all is well; 1: something is to be mended; 3: the database is.
     """
     settings, findings = cli.settings(), list[Finding]()
-    with cli.output.working("looking"):
-        async for finding in _examine(settings):
-            findings.append(finding)
-            if not cli.output.json:
-                _print(cli.output, finding)
+    async for finding in _examine(settings):
+        findings.append(finding)
+        if not cli.output.json:
+            _print(cli.output, finding)
     faults = [finding for finding in findings if finding.state == "fault"]
     if cli.output.json:
         cli.output.document({"healthy": not faults, "findings": [asdict(finding) for finding in findings]})
@@ -63,9 +63,14 @@ async def doctor(cli: Cli) -> int:
 
 def _print(output: Output, finding: Finding) -> None:
     mark, style = _MARKS[finding.state]
-    output.out.print(Text.assemble((mark, style), f" {finding.check:<9} ", finding.found))
+    line = Table.grid(padding=(0, 1))
+    line.add_column()
+    line.add_column(width=9)
+    line.add_column(overflow="fold")
+    line.add_row(Text(mark, style), finding.check, Text(finding.found))
     if finding.advice is not None:
-        output.out.print(Text.assemble(" " * 12, ("→ " + finding.advice, "quiet")))
+        line.add_row("", "", Text("→ " + finding.advice, "quiet"))
+    output.out.print(line)
 
 
 async def _examine(settings: Settings) -> AsyncIterator[Finding]:
@@ -94,8 +99,8 @@ async def _examine_database(
     settings: Settings, db: Database, models: list[ModelInfo]
 ) -> AsyncIterator[Finding]:
     [server] = await db.query("check_server")
-    kind = "embedded " if settings.database_url is None else ""
-    yield Finding("database", "ok", f"{kind}PostgreSQL {server.version_text}, {display(db.url)}")
+    where = "embedded" if settings.database_url is None else display(db.url)
+    yield Finding("database", "ok", f"PostgreSQL {server.version_text}, {where}")
     try:
         await schema.verify(db)
     except SchemaMismatch as error:
@@ -105,7 +110,7 @@ async def _examine_database(
     yield await _queues(db)
     yield await _roles(db)
     yield await _listen(settings, db)
-    yield await _nexus(db, models)
+    yield await _nexus(settings, db, models)
 
 
 async def _queues(db: Database) -> Finding:
@@ -148,10 +153,11 @@ async def _listen(settings: Settings, db: Database) -> Finding:
     )  # fmt: skip
 
 
-async def _nexus(db: Database, own: list[ModelInfo]) -> Finding:
-    [row] = await db.query("live_instances")
+async def _nexus(settings: Settings, db: Database, own: list[ModelInfo]) -> Finding:
+    lease = {"lease": settings.worker_lease}
+    [row] = await db.query("live_instances", lease)
     if row.instances:
-        usable = [model for model in await db.query("available_models") if model.usable]
+        usable = [model for model in await db.query("available_models", lease) if model.usable]
         words = f"{row.instances} alive, {len(usable)} models can be used"
         advice = None if usable else "give a key to it: pgnexus models"
         return Finding("nexus", "ok" if usable else "fault", words, advice)
@@ -171,7 +177,8 @@ async def _own_models(settings: Settings) -> list[ModelInfo] | Finding:
     except InvalidSettings as error:
         return Finding("providers", "note", str(error), "not needed on a machine that only asks")
     try:
-        return LLMRouter(settings, providers).available_models()
+        known = LLMRouter(settings, providers).available_models()
+        return [info for info in known if info.provider != LOCAL or settings.local_model]
     finally:
         for provider in providers.values():
             await provider.close()
@@ -183,7 +190,9 @@ def _keys(settings: Settings) -> list[Finding]:
     if present:
         return [Finding("keys", "ok", f"set here: {', '.join(present)}")]
     names = ", ".join(vendor.api_key_env[0] for vendor in vendors if vendor.needs_key)
-    return [Finding("keys", "note", "none set here; the local model answers", f"set one of {names}")]
+    return [
+        Finding("keys", "note", "none set here", f"for models better than the local one set one of {names}")
+    ]
 
 
 def _local_model(models: list[ModelInfo]) -> Finding:

@@ -51,13 +51,13 @@ class Output:
         sys.stdout.flush()
 
     def text(self, text: str) -> None:
-        """A model's or a user's text, as it is."""
-        self.out.print(Text(text), soft_wrap=True)
+        """A model's or a user's text, as it is; wrapped at words where somebody reads it."""
+        self.out.print(Text(text), soft_wrap=not self.out.is_terminal)
 
     def say(self, markup: str) -> None:
         """A line about what happens, on stderr; none with --json."""
         if not self.json:
-            self.err.print(markup, soft_wrap=True, highlight=False)
+            self.err.print(markup, soft_wrap=not self.err.is_terminal)
 
     def error(self, error: PgnexusError) -> None:
         """One clear line, or its JSON."""
@@ -79,12 +79,15 @@ class Output:
 
     @contextmanager
     def working(self, what: str) -> Iterator[Callable[[str], None]]:
-        """A spinner on stderr while the block runs, where there is a terminal; yields how to change its words."""
+        """A spinner on stderr while the block runs, where there is a terminal.
+
+        Yields how to change its words; without words it goes away, as it must before anything is printed.
+        """
         if self.json or not self.err.is_terminal:
             yield lambda _: None
             return
         with self.err.status(what, spinner="dots") as status:
-            yield lambda words: status.update(words)
+            yield lambda words: status.update(words) if words else status.stop()
 
     def _failure(self, document: Mapping[str, Any], hint: str = "") -> None:
         if self.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from pgnexus.app import App
@@ -93,16 +94,18 @@ async def _own_view(settings: Settings) -> list[ModelInfo]:
 
 
 def _models(found: Sequence[ModelInfo]) -> Table:
+    """A row a usable model; the others in one row for each provider and reason."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     table.add_column("provider", no_wrap=True)
-    table.add_column("model", no_wrap=True)
+    table.add_column("model")
     table.add_column("why not")
-    told: set[str] = set()
+    others: dict[tuple[str, str], list[str]] = {}
     for info in found:
-        mark = "[good]✓[/]" if info.usable else "[quiet]·[/]"
-        reason = info.reason or ""
-        shown = "" if reason in told else reason  # once for all models of a provider
-        told.add(reason)
-        table.add_row(mark, info.provider, info.model, f"[quiet]{shown}[/]")
+        if info.usable:
+            table.add_row("[good]✓[/]", escape(info.provider), escape(info.model), "")
+        else:
+            others.setdefault((info.provider, info.reason or ""), []).append(info.model)
+    for (provider, reason), names in others.items():
+        table.add_row("·", escape(provider), escape(", ".join(names)), escape(reason), style="quiet")
     return table

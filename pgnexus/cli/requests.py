@@ -9,9 +9,13 @@ from typing import Annotated, Literal, get_args
 
 import typer
 from rich import box
+from rich.console import JustifyMethod
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pgnexus.app import App
+from pgnexus.caller.handle import RequestHandle
 from pgnexus.caller.results import JobResult, JobStatus
 from pgnexus.cli import exits
 from pgnexus.cli.ask import print_result, wait_and_print
@@ -42,7 +46,7 @@ async def result(
             handle = app.service.handle(request_id)
             if wait:
                 working("waiting for the result")
-                return await wait_and_print(cli.output, handle, interrupt, timeout)
+                return await wait_and_print(cli.output, handle, interrupt, working, timeout)
             job = await app.service.job_result(handle.request_id)
         finally:
             await app.stop()
@@ -97,34 +101,40 @@ async def requests(
         for job in found:
             cli.output.document(job_document(job))
     elif found:
-        cli.output.out.print(_table(found, roomy=cli.output.out.width >= _ROOMY))
+        cli.output.out.print(_table(found, cli.output.out.width))
     else:
         cli.output.say("no requests there")
 
 
-def _table(jobs: Sequence[JobResult], *, roomy: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", expand=False)
-    table.add_column("request_id", no_wrap=True, min_width=36)
-    table.add_column("status", no_wrap=True)
-    table.add_column("age", justify="right", no_wrap=True)
-    if roomy:
-        table.add_column("task", no_wrap=True, max_width=20)
-        table.add_column("agent", no_wrap=True, max_width=20)
-    table.add_column("model", no_wrap=True, overflow="ellipsis")
-    if roomy:
-        table.add_column("tokens", justify="right", no_wrap=True)
-        table.add_column("took", justify="right", no_wrap=True)
-    table.add_column("cost", justify="right", no_wrap=True)
-    now = datetime.now(UTC)
-    for job in jobs:
-        row = [str(job.request_id), f"[status.{job.status}]{job.status}[/]", age(job.enqueued_at, now)]
-        if roomy:
-            row += [job.task_type or job.complexity or "", job.agent_id or ""]
-        row.append(job.model or "")
-        if roomy:
-            row += ["" if job.total_tokens is None else f"{job.total_tokens:,}", duration(job.duration_ms)]
-        table.add_row(*row, "" if job.cost is None else money(job.cost))
+def _table(jobs: Sequence[JobResult], width: int) -> Table:
+    roomy, now = width >= _ROOMY, datetime.now(UTC)
+    rows = [_row(job, now, roomy=roomy) for job in jobs]
+    names = [
+        "request_id",
+        "status",
+        "age",
+        *(["task", "agent", "tokens", "took"] if roomy else []),
+        "cost",
+        "model",
+    ]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for place, name in enumerate(names[:-1]):
+        taken = max(len(name), *(Text.from_markup(row[place]).cell_len for row in rows))
+        justify: JustifyMethod = "right" if name in ("age", "tokens", "took", "cost") else "left"
+        table.add_column(name, no_wrap=True, min_width=min(taken, 36), max_width=36, justify=justify)
+    table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _row(job: JobResult, now: datetime, *, roomy: bool) -> list[str]:
+    row = [str(job.request_id), f"[status.{job.status}]{job.status}[/]", age(job.enqueued_at, now)]
+    if roomy:
+        tokens = "" if job.total_tokens is None else f"{job.total_tokens:,}"
+        row += [escape(job.task_type or job.complexity or ""), escape(job.agent_id or ""), tokens]
+        row.append(duration(job.duration_ms))
+    return [*row, "" if job.cost is None else money(job.cost), escape(job.model or "")]
 
 
 Outcome = Literal["cancelled", "ended before", "unknown"]
@@ -144,12 +154,7 @@ async def cancel(
     try:
         handles = [app.service.handle(request_id) for request_id in request_ids]
         for handle in handles:
-            outcome: Outcome = "cancelled" if await handle.cancel() else "ended before"
-            if outcome != "cancelled":
-                try:
-                    await handle.status()
-                except UnknownRequest:
-                    outcome = "unknown"
+            outcome = await _cancelled(handle)
             outcomes.append(outcome)
             if cli.output.json:
                 cli.output.document({"request_id": str(handle.request_id), "outcome": outcome})
@@ -160,6 +165,13 @@ async def cancel(
     if "unknown" in outcomes:
         return exits.UNKNOWN
     return exits.FAILED if "ended before" in outcomes else exits.OK
+
+
+async def _cancelled(handle: RequestHandle) -> Outcome:
+    try:
+        return "cancelled" if await handle.cancel() else "ended before"
+    except UnknownRequest:
+        return "unknown"
 
 
 @verb
@@ -177,7 +189,7 @@ async def retry(
             handle = await app.service.retry(request_id)
             if wait:
                 working("waiting for the answer")
-                return await wait_and_print(cli.output, handle, interrupt)
+                return await wait_and_print(cli.output, handle, interrupt, working)
         finally:
             await app.stop()
     if cli.output.json:

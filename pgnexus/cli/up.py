@@ -14,6 +14,7 @@ from pgnexus.cli.output import Output
 from pgnexus.cli.verb import Cli, verb
 from pgnexus.db.connection import display
 from pgnexus.errors import InvalidSettings
+from pgnexus.messages import ModelInfo
 
 
 @verb
@@ -59,6 +60,13 @@ def _ready(output: Output, app: App, runs: list[str]) -> None:
             f"  providers {', '.join(event['providers']) or '[warn]none can be used: pgnexus models[/warn]'}"
         )
     _tell(output, event, "\n".join(lines) + "\n[quiet]Ctrl-C stops[/quiet]")
+
+
+def _providers(models: list[ModelInfo], default: str | None) -> list[str]:
+    """Who is asked here, in the order of preference."""
+    if default is not None:
+        return [default]
+    return list(dict.fromkeys(info.provider for info in models if info.usable))
 
 
 def _draining(output: Output, app: App) -> None:

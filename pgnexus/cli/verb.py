@@ -7,7 +7,8 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -45,7 +46,7 @@ Json = Annotated[
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="Print the log, and tracebacks.", rich_help_panel=_PANEL)
 ]
-_SHARED: Final[Mapping[str, tuple[Any, Any]]] = {
+SHARED: Final[Mapping[str, tuple[Any, Any]]] = {
     "database_url": (DatabaseUrl, None),
     "data_dir": (DataDir, None),
     "json": (Json, False),
@@ -78,7 +79,7 @@ def verb(function: Callable[..., Awaitable[int | None]]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(ctx: typer.Context, **given: Any) -> None:
         before = ctx.obj or {}
-        cli = Cli({name: given.pop(name) or before.get(name) for name in _SHARED})
+        cli = Cli({name: given.pop(name) or before.get(name) for name in SHARED})
         raise typer.Exit(_run(cli, function(cli, **given)))
 
     own = inspect.signature(function, eval_str=True).parameters.values()
@@ -87,7 +88,7 @@ def verb(function: Callable[..., Awaitable[int | None]]) -> Callable[..., None]:
         *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own if one.name != "cli"),
         *(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in _SHARED.items()
+            for name, (annotation, default) in SHARED.items()
         ),
     ]
     command.__dict__.pop("__wrapped__")  # typer would look at the function behind
@@ -97,9 +98,9 @@ def verb(function: Callable[..., Awaitable[int | None]]) -> Callable[..., None]:
 
 
 def _run(cli: Cli, body: Awaitable[int | None]) -> int:
-    _set_up_logging(cli)
     try:
-        return asyncio.run(_awaited(body)) or exits.OK
+        with _logging(cli):
+            return asyncio.run(_awaited(body)) or exits.OK
     except PgnexusError as error:
         if cli.verbose:
             cli.output.traceback()
@@ -121,7 +122,14 @@ async def _awaited(body: Awaitable[int | None]) -> int | None:
     return await body
 
 
-def _set_up_logging(cli: Cli) -> None:
-    level = logging.INFO if cli.verbose else logging.WARNING
-    handler = RichHandler(console=cli.output.err, show_path=False, omit_repeated_times=False)
-    logging.basicConfig(level=level, handlers=[handler], format="%(message)s", datefmt="%H:%M:%S", force=True)
+@contextmanager
+def _logging(cli: Cli) -> Iterator[None]:
+    """What pgnexus logs, on stderr; warnings only, unless --verbose."""
+    logger = logging.getLogger("pgnexus")
+    handler = RichHandler(console=cli.output.err, show_path=False, log_time_format="%H:%M:%S")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if cli.verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
