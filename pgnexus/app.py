@@ -73,12 +73,14 @@ class App:
         db = await Database.open(url, connect_timeout=settings.connect_timeout, pool_size=settings.pool_size)
         stack.push_async_callback(db.close)
         await schema.verify(db)
+        needs_nexus = await self._needs_nexus(db)
+        await schema.check_rights(db, caller=self._wants_caller, nexus=needs_nexus)
         notifier = Notifier(db)
         stack.push_async_callback(notifier.close)
         listener = self._listener()
         if self._wants_caller:
             self._service = LLMService(db, listener, notifier, settings)
-        if await self._needs_nexus(db):
+        if needs_nexus:
             self._report("starting a nexus")
             self.nexus = NexusService(db, listener, notifier, settings, build_providers(settings))
         await listener.start()
@@ -99,7 +101,7 @@ class App:
     async def _needs_nexus(self, db: Database) -> bool:
         if self._wants_nexus is not None:
             return self._wants_nexus
-        [row] = await db.query("live_instances")
+        [row] = await db.query("live_instances", {"lease": self.settings.worker_lease})
         return bool(row.instances == 0)
 
     async def _stand_by(self, db: Database, notifier: Notifier, stack: AsyncExitStack) -> None:

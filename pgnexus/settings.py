@@ -87,7 +87,12 @@ class Settings(BaseSettings):
 
     # the nexus side
     concurrency: int = Field(1000, ge=1, description="provider calls at once in one process")
-    max_attempts: int = Field(8, ge=1, le=100, description="times a request is taken up before it fails")
+    max_attempts: int = Field(
+        40,
+        ge=1,
+        le=100,
+        description="times a request is taken up before it fails; 40 outlast an outage of an hour",
+    )
     retry_base_delay: float = Field(
         2.0, ge=0, description="seconds; before the n-th retry half to all of base * 2^n, 300 at most"
     )

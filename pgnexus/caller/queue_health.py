@@ -34,8 +34,8 @@ class QueueHealth:
     p99_ms: float | None
 
     @classmethod
-    async def read(cls, db: Database) -> QueueHealth:
-        """Ask the database now."""
+    async def read(cls, db: Database, lease: float) -> QueueHealth:
+        """Ask the database now; an instance is alive for ``lease`` seconds after each sign of life."""
         queues = tuple(QueueDepth(*row) for row in await db.query("queue_metrics"))
-        [activity] = await db.query("activity")
+        [activity] = await db.query("activity", {"lease": lease})
         return cls(queues, *activity)

@@ -40,6 +40,7 @@ class LLMService:
         self._waiters = Waiters(db, listener, poll_interval=settings.poll_interval)
         self._poller = LlmResultPoller(db, listener, notifier, settings, self._waiters) if poller else None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._lease = {"lease": settings.worker_lease}
         self.instance_id = uuid4()  # this caller in ``job_results``
 
     async def start(self) -> None:
@@ -189,18 +190,18 @@ class LLMService:
     async def get_available_models(self) -> list[ModelInfo]:
         """The models that the live nexus instances know, and whether each can be used now."""
         self._check_home()
-        return [ModelInfo(*row) for row in await self._db.query("available_models")]
+        return [ModelInfo(*row) for row in await self._db.query("available_models", self._lease)]
 
     async def live_instances(self) -> int:
         """How many nexus instances are alive."""
         self._check_home()
-        [row] = await self._db.query("live_instances")
+        [row] = await self._db.query("live_instances", self._lease)
         return int(row.instances)
 
     async def queue_metrics(self) -> QueueHealth:
         """Depth and age of every queue, requests in flight, and the rate and latency of the last minutes."""
         self._check_home()
-        return await QueueHealth.read(self._db)
+        return await QueueHealth.read(self._db, self._settings.worker_lease)
 
     def _draft(self, complexity_or_model: str, messages: Messages, options: Options) -> RequestDraft:
         self._check_home()

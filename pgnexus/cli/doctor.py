@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pgnexus.app import database_url
-from pgnexus.caller.queue_health import QueueHealth
 from pgnexus.cli import exits
 from pgnexus.cli.output import Output
 from pgnexus.cli.verb import Cli, verb
@@ -114,7 +113,7 @@ async def _examine_database(
 
 
 async def _queues(db: Database) -> Finding:
-    found = {one.queue: one for one in (await QueueHealth.read(db)).queues}
+    found = {row.queue: row for row in await db.query("queue_metrics")}
     lacking = [name for name in (*REQUEST_QUEUES.values(), RESULT_QUEUE) if name not in found]
     if lacking:
         advice = "restore them from a backup, or select nexus_api.create_queue('NAME') for each"

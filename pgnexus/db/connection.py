@@ -36,8 +36,9 @@ _TCP = {
 # SQLSTATE classes and codes after which the same statement may succeed when it is sent again.
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "58"})
 _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25006", "25P03", "25P04"})
-_TRANSIENT_CLASSES = frozenset({"08", "40", "53", "57", "58"})
-_TRANSIENT = frozenset({"25006", "25P03", "25P04", "55P03"})
+# What the data of a statement can be at fault for: data exceptions, constraints, limits (too deep, too long), and
+# what functions raise, ours included. A missing grant or function (42) is none: the next statement would miss it, too.
+_DATA_FAULT_CLASSES = frozenset({"22", "23", "54", "P0", "PN", "XX"})
 
 
 def _load_json(data: bytes | str) -> Any:
@@ -154,7 +155,7 @@ def is_data_fault(error: Exception) -> bool:
         state = error.sqlstate
         if state is None:  # found by the driver, before the server saw it
             return not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-        return state not in _TRANSIENT and state[:2] not in _TRANSIENT_CLASSES
+        return state[:2] in _DATA_FAULT_CLASSES
     return isinstance(error, (ValueError, TypeError, ArithmeticError))
 
 

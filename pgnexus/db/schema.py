@@ -16,7 +16,7 @@ from pgnexus.db.connection import Connection, connect, display, unavailable
 from pgnexus.db.database import Database
 from pgnexus.db.migrations import SQL_DIR, Migration, migrations, missing, pgmq_sql, read, schema_files
 from pgnexus.db.queries import load
-from pgnexus.errors import DatabaseError, SchemaMismatch
+from pgnexus.errors import DatabaseError, SchemaMismatch, UnsuitableDatabase
 
 _MIGRATE = "run `pgnexus migrate`"
 _ROLES_ATTEMPTS = 5
@@ -77,6 +77,20 @@ async def verify(db: Database, *, sql_dir: Path = SQL_DIR) -> None:
     if not state.pgmq:
         raise SchemaMismatch(f"{name} has lost its schema pgmq: restore it from a backup, or {_MIGRATE}")
     _check_pgmq([row.signature for row in await db.query("pgmq_missing")])
+
+
+async def check_rights(db: Database, *, caller: bool, nexus: bool) -> None:
+    """See that this connection's role may be the sides that are wanted; `UnsuitableDatabase` says what to do."""
+    [rights] = await db.query("check_rights")
+    for wanted, allowed, side, role in (
+        (caller, rights.caller, "caller side", "pgnexus_caller"),
+        (nexus, rights.nexus, "nexus side", "pgnexus_nexus"),
+    ):
+        if wanted and not allowed:
+            raise UnsuitableDatabase(
+                f"{display(db.url)}: the role {rights.role} may not be the {side}: grant {role} to it, or leave "
+                f"that side to another process (`pgnexus up --only`, `pgnexus.open(nexus=False)`)"
+            )
 
 
 async def _step(

@@ -504,8 +504,9 @@ language sql set search_path = pg_catalog, pgflow as $$
   update pgflow.workers w set stopped_at = clock_timestamp() where w.worker_id = mark_worker_stopped.worker_id
 $$;
 
--- Give back the tasks of workers that gave no sign of life for p_lease. An attempt was spent; a task that has
--- none left fails with its run. After a restart of the server everybody is granted one lease to come back.
+-- Give back the tasks of workers that gave no sign of life for p_lease. An attempt was spent. A task that has none
+-- left, or that lost its fifth worker, fails with its run: it may be what kills them. After a restart of the server
+-- everybody is granted one lease to come back.
 create function pgflow.recover_tasks(p_lease interval) returns table (run_id uuid, exhausted boolean)
 language plpgsql set search_path = pg_catalog, pgflow as $$
 #variable_conflict use_column
@@ -526,7 +527,7 @@ begin
   loop
     with stranded as (
       select t.run_id, t.step_slug, t.task_index,
-             t.attempts_count >= coalesce(s.opt_max_attempts, f.opt_max_attempts) as exhausted
+             t.requeued_count >= 4 or t.attempts_count >= coalesce(s.opt_max_attempts, f.opt_max_attempts) as exhausted
       from pgflow.step_tasks t
       join pgflow.workers w on w.worker_id = t.last_worker_id
       join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug
@@ -1704,7 +1705,7 @@ end
 $$;
 
 -- How many instances of the nexus side give signs of life.
-create function nexus_api.live_instances(p_lease interval default '12 seconds') returns int
+create function nexus_api.live_instances(p_lease interval) returns int
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select count(*)::int from pgflow.workers w
   where w.queue_name = 'llm_request_workflow' and w.stopped_at is null
@@ -1712,12 +1713,12 @@ language sql stable security definer set search_path = pg_catalog, nexus_api as 
 $$;
 
 -- The models that live instances know, and whether any of them can use it now.
-create function nexus_api.available_models()
+create function nexus_api.available_models(p_lease interval)
 returns table (provider text, model text, usable boolean, reason text)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select m.provider, m.model, bool_or(m.usable), case when not bool_or(m.usable) then min(m.reason) end
   from nexus.models m join pgflow.workers w on w.worker_id = m.instance_id
-  where w.stopped_at is null and w.last_heartbeat_at > clock_timestamp() - interval '12 seconds'
+  where w.stopped_at is null and w.last_heartbeat_at > clock_timestamp() - p_lease
   group by m.provider, m.model
   order by 3 desc, 1, 2
 $$;
@@ -1742,13 +1743,13 @@ $$;
 
 -- What the nexus side is doing: requests in flight and put back, and of the provider calls that ended in the last
 -- p_window: how many a second, how many failed, and their latency.
-create function nexus_api.activity(p_window interval default '5 minutes')
+create function nexus_api.activity(p_lease interval, p_window interval default '5 minutes')
 returns table (in_flight bigint, waiting_for_retry bigint, instances int, calls bigint, calls_per_second double precision,
                failed_calls bigint, p50_ms double precision, p95_ms double precision, p99_ms double precision)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.flow_slug = 'llm_request_workflow'),
          (select count(*) from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = 'llm_request_workflow'),
-         nexus_api.live_instances(), count(*), count(*) / extract(epoch from p_window)::double precision,
+         nexus_api.live_instances(p_lease), count(*), count(*) / extract(epoch from p_window)::double precision,
          count(*) filter (where a.outcome <> 'success'),
          percentile_cont(0.5) within group (order by a.duration_ms),
          percentile_cont(0.95) within group (order by a.duration_ms),
@@ -1758,11 +1759,12 @@ $$;
 
 -- schema/50_setup/10_queues_and_flows.sql
 
--- What both sides need from the first moment: the queues, and the definition of LLMRequestWorkflow.
+-- What both sides need from the first moment: the queues, and the definition of LLMRequestWorkflow. How often it tries
+-- is the nexus's setting max_attempts, of which this is the highest value.
 
 select pgmq.create(q) from unnest('{ai_requests_interactive,ai_requests,ai_requests_batch,ai_results}'::text[]) as q;
 
-select pgflow.create_flow('llm_request_workflow', max_attempts => 8, base_delay => 2, timeout => 3600);
+select pgflow.create_flow('llm_request_workflow', max_attempts => 100, base_delay => 2, timeout => 3600);
 select pgflow.add_step('llm_request_workflow', 'validate');
 select pgflow.add_step('llm_request_workflow', 'route_llm', '{validate}');
 select pgflow.add_step('llm_request_workflow', 'publish_result', '{route_llm}');

@@ -1,1 +1,2 @@
-select provider, model, usable, reason from nexus_api.available_models()
+select provider, model, usable, reason
+from nexus_api.available_models(make_interval(secs => %(lease)s))

@@ -1,1 +1,1 @@
-select nexus_api.live_instances() as instances
+select nexus_api.live_instances(make_interval(secs => %(lease)s)) as instances

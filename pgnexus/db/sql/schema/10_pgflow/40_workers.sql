@@ -21,8 +21,9 @@ language sql set search_path = pg_catalog, pgflow as $$
   update pgflow.workers w set stopped_at = clock_timestamp() where w.worker_id = mark_worker_stopped.worker_id
 $$;
 
--- Give back the tasks of workers that gave no sign of life for p_lease. An attempt was spent; a task that has
--- none left fails with its run. After a restart of the server everybody is granted one lease to come back.
+-- Give back the tasks of workers that gave no sign of life for p_lease. An attempt was spent. A task that has none
+-- left, or that lost its fifth worker, fails with its run: it may be what kills them. After a restart of the server
+-- everybody is granted one lease to come back.
 create function pgflow.recover_tasks(p_lease interval) returns table (run_id uuid, exhausted boolean)
 language plpgsql set search_path = pg_catalog, pgflow as $$
 #variable_conflict use_column
@@ -43,7 +44,7 @@ begin
   loop
     with stranded as (
       select t.run_id, t.step_slug, t.task_index,
-             t.attempts_count >= coalesce(s.opt_max_attempts, f.opt_max_attempts) as exhausted
+             t.requeued_count >= 4 or t.attempts_count >= coalesce(s.opt_max_attempts, f.opt_max_attempts) as exhausted
       from pgflow.step_tasks t
       join pgflow.workers w on w.worker_id = t.last_worker_id
       join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug

@@ -67,7 +67,7 @@ end
 $$;
 
 -- How many instances of the nexus side give signs of life.
-create function nexus_api.live_instances(p_lease interval default '12 seconds') returns int
+create function nexus_api.live_instances(p_lease interval) returns int
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select count(*)::int from pgflow.workers w
   where w.queue_name = 'llm_request_workflow' and w.stopped_at is null
@@ -75,12 +75,12 @@ language sql stable security definer set search_path = pg_catalog, nexus_api as 
 $$;
 
 -- The models that live instances know, and whether any of them can use it now.
-create function nexus_api.available_models()
+create function nexus_api.available_models(p_lease interval)
 returns table (provider text, model text, usable boolean, reason text)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select m.provider, m.model, bool_or(m.usable), case when not bool_or(m.usable) then min(m.reason) end
   from nexus.models m join pgflow.workers w on w.worker_id = m.instance_id
-  where w.stopped_at is null and w.last_heartbeat_at > clock_timestamp() - interval '12 seconds'
+  where w.stopped_at is null and w.last_heartbeat_at > clock_timestamp() - p_lease
   group by m.provider, m.model
   order by 3 desc, 1, 2
 $$;
@@ -105,13 +105,13 @@ $$;
 
 -- What the nexus side is doing: requests in flight and put back, and of the provider calls that ended in the last
 -- p_window: how many a second, how many failed, and their latency.
-create function nexus_api.activity(p_window interval default '5 minutes')
+create function nexus_api.activity(p_lease interval, p_window interval default '5 minutes')
 returns table (in_flight bigint, waiting_for_retry bigint, instances int, calls bigint, calls_per_second double precision,
                failed_calls bigint, p50_ms double precision, p95_ms double precision, p99_ms double precision)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.flow_slug = 'llm_request_workflow'),
          (select count(*) from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = 'llm_request_workflow'),
-         nexus_api.live_instances(), count(*), count(*) / extract(epoch from p_window)::double precision,
+         nexus_api.live_instances(p_lease), count(*), count(*) / extract(epoch from p_window)::double precision,
          count(*) filter (where a.outcome <> 'success'),
          percentile_cont(0.5) within group (order by a.duration_ms),
          percentile_cont(0.95) within group (order by a.duration_ms),
