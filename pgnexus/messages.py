@@ -147,7 +147,12 @@ class LLMRequest(BaseModel):
     metadata: dict[str, Any] | None = None
     retry_of: UUID | None = None
 
-    _tools_as_text = field_validator("tools", "response_format", mode="before")(_json_text)
+    _tools_as_text = field_validator(
+        "tools", mode="before", json_schema_input_type=str | list[dict[str, Any]] | None
+    )(_json_text)
+    _format_as_text = field_validator(
+        "response_format", mode="before", json_schema_input_type=str | dict[str, Any] | None
+    )(_json_text)
 
     @field_validator("deadline", mode="before")
     @classmethod

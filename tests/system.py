@@ -89,6 +89,16 @@ async def messages(db: Database, queue: str) -> list[Any]:
     return [row.message for row in await sql(db, f"select message from pgmq.q_{queue} order by msg_id")]
 
 
+async def answered(db: Database, queue: str, count: int = 1) -> list[Any]:
+    """What lies on a queue as soon as there are ``count`` messages."""
+
+    async def there() -> list[Any] | None:
+        found = await messages(db, queue)
+        return found if len(found) >= count else None
+
+    return await until(there)  # type: ignore[no-any-return]
+
+
 async def archived(db: Database, queue: str) -> list[Any]:
     """(message, reason) of what lies in a queue's archive."""
     rows = await sql(

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from system import archived, messages, put, running, sql, started, until
+from system import answered, archived, messages, put, running, sql, started, until
 
 from pgnexus.errors import InvalidRequest, RequestFailed, RequestTimeout
 
@@ -19,14 +19,6 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def request(**fields) -> str:
     return json.dumps({"v": 1, "request_id": str(uuid4()), "messages": HELLO} | fields)
-
-
-async def answer_on(db, queue: str, count: int = 1) -> list[dict]:
-    async def there():
-        found = await messages(db, queue)
-        return found if len(found) >= count else None
-
-    return await until(there)
 
 
 async def row_of(db, request_id):
@@ -48,7 +40,7 @@ class TestProducers:
         async with running(database_url, llmock.base_url()):
             asked = request(reply_to="my_answers", agent_id="theirs", x_trace="kept")
             await put(db, "ai_requests", asked)
-            [answer] = await answer_on(db, "my_answers")
+            [answer] = await answered(db, "my_answers")
         assert answer["request_id"] == json.loads(asked)["request_id"]
         assert (answer["status"], answer["response"], answer["agent_id"]) == ("success", "Paris.", "theirs")
         assert "content" not in answer.get("message", {})
@@ -146,8 +138,8 @@ class TestProducers:
                 )
             last = request(reply_to="my_answers")
             await put(db, "ai_requests", last)
-            await answer_on(db, "my_answers", 5)
-            answers = await answer_on(db, "my_answers", 5)
+            await answered(db, "my_answers", 5)
+            answers = await answered(db, "my_answers", 5)
         status = {answer["request_id"]: answer["status"] for answer in answers}
         assert len(answers) == 5
         expected = {

@@ -7,7 +7,7 @@ import json
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from system import LANES, messages, nothing_stored, running, sql, until
@@ -597,10 +597,3 @@ async def empty(db, queue) -> bool:
 
 async def in_flight(service) -> int:
     return (await service.queue_metrics()).in_flight
-
-
-def test_ids_are_uuids_of_version_7_in_order_of_time():
-    from pgnexus.messages import new_request_id  # noqa: PLC0415
-
-    first = new_request_id()
-    assert (first.version, first.variant) == (7, UUID(int=first.int).variant)
