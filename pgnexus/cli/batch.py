@@ -89,7 +89,7 @@ async def batch(
     _tell(output, run.tally, interrupted=interrupt.came, seconds=time.monotonic() - start)
     if interrupt.came:
         return exits.INTERRUPTED
-    return exits.FAILED if run.tally.failed else exits.OK
+    return exits.FAILED if run.tally.failed or run.tally.failed_before else exits.OK
 
 
 @contextmanager
@@ -125,6 +125,8 @@ def _tell(output: Output, tally: Tally, *, interrupted: bool, seconds: float) ->
         parts.append(f"[bad]{tally.failed:,} failed[/bad]")
     if tally.skipped:
         parts.append(f"{tally.skipped:,} there before")
+    if tally.failed_before:
+        parts[-1] += f", {tally.failed_before:,} of them failed (--retry-failed asks them again)"
     parts += [f"{tally.tokens:,} tokens", money(tally.cost), duration(seconds * 1000)]
     output.say(" · ".join(parts))
     if tally.unknown_costs:

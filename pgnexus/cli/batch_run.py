@@ -30,6 +30,7 @@ class Tally:
 
     lines: int = 0
     skipped: int = 0
+    failed_before: int = 0  # of those skipped
     done: int = 0
     failed: int = 0
     tokens: int = 0
@@ -80,6 +81,7 @@ class BatchRun:
                 for line in self._source:
                     if self._is_done(line):
                         self.tally.skipped += 1
+                        self.tally.failed_before += self._target.done.failures(line) > 0
                         continue
                     await self._slots.acquire()
                     group.create_task(self._answer(line))

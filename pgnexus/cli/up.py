@@ -49,15 +49,14 @@ def _ready(output: Output, app: App, runs: list[str]) -> None:
     event: dict[str, Any] = {"event": "ready", "runs": runs, "pid": os.getpid(), "database": display(app.url)}
     lines = [
         f"[good]ready[/good]: {' and '.join(runs)}, pid {os.getpid()}",
-        f"  database  {event['database']}",
+        f"  database  {'embedded PostgreSQL' if app.settings.database_url is None else event['database']}",
     ]
     if app.nexus is not None:
         event["instance_id"] = str(app.nexus.registry.instance_id())
         lines.append(f"  instance  {event['instance_id']}")
-        usable = [info for info in app.nexus.router.available_models() if info.usable]
-        event["providers"] = list(dict.fromkeys(info.provider for info in usable))
+        event["providers"] = _providers(app.nexus.router.available_models(), app.settings.default_provider)
         lines.append(
-            f"  providers {', '.join(event['providers']) or '[warn]none can be used: pgnexus models[/warn]'}"
+            f"  providers {', '.join(event['providers']) or '[warn]none: see pgnexus models[/warn]'}"
         )
     _tell(output, event, "\n".join(lines) + "\n[quiet]Ctrl-C stops[/quiet]")
 

@@ -113,7 +113,8 @@ class TestLines:
         write(source, {"prompt": "hello"})
         llmock.fail(400)
         assert run("batch", source, "-o", target).code == 1
-        assert run("batch", source, "-o", target).code == 0
+        again = run("batch", source, "-o", target, "--json")
+        assert (again.code, again.document["failed_before"]) == (1, 1)
         assert len(llmock.requests) == 1
         assert run("batch", source, "-o", target, "--retry-failed").code == 0
         assert [line["status"] for line in read(target)] == ["failed", "success"]

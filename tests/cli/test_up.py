@@ -45,7 +45,7 @@ class TestUp:
     def test_past_drain_timeout_it_gives_back(self, run, start, llmock):
         up = start("up", PGNEXUS_DRAIN_TIMEOUT="0.2")
         up.wait_for("ready")
-        llmock.delay(30, times=None)
+        llmock.delay(8, times=None)
         asked = ids(run, 2)
         wait_until_in_flight(run, 2)
         up.send(signal.SIGTERM)
@@ -57,7 +57,7 @@ class TestUp:
     def test_a_second_ctrl_c_gives_back_at_once(self, run, start, llmock):
         up = start("up", PGNEXUS_DRAIN_TIMEOUT="600")
         up.wait_for("ready")
-        llmock.delay(600, times=None)
+        llmock.delay(8, times=None)
         [asked] = ids(run, 1)
         wait_until_in_flight(run, 1)
         up.send(signal.SIGINT)
@@ -70,7 +70,7 @@ class TestUp:
     def test_a_third_ends_it_as_it_is(self, run, start, llmock):
         up = start("up", PGNEXUS_DRAIN_TIMEOUT="600")
         up.wait_for("ready")
-        llmock.delay(600, times=None)
+        llmock.delay(8, times=None)
         ids(run, 1)
         wait_until_in_flight(run, 1)
         up.send(signal.SIGSTOP)  # so that both others find it before it has acted on the first
