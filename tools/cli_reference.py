@@ -61,8 +61,10 @@ Run the same command again after Ctrl-C, a crash or a change of IN. What OUT has
 half written is cut off and written again; what was under way is found again by its idempotency key, which is made of
 the batch's name (by default the path of IN), the line's number, and what is asked. The key is remembered for 30 days.
 So no line is asked twice. Only a provider call that was under way in a process that was killed is made again, as the
-[guarantees](guarantees.md) say. `--retry-failed` asks again what OUT has as failed (as long as OUT has failed lines, the exit code is 1); then OUT has more than one line
-about it, and the last one counts.
+[guarantees](guarantees.md) say.
+
+`--retry-failed` asks again what OUT has as failed; then OUT has more than one line about it, and the last one counts.
+Without it failed lines of earlier runs are passed over like the others, and the exit code stays 1.
 """
 
 
