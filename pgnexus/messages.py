@@ -102,6 +102,8 @@ class Message(BaseModel):
             raise ValueError(f"a message of role {self.role} needs content")
         if self.role == "tool" and self.tool_call_id is None:
             raise ValueError("a message of role tool needs tool_call_id")
+        if self.content == []:
+            raise ValueError("content is a list of parts without any")
         for i, part in enumerate(self.content if isinstance(self.content, list) else ()):
             if not isinstance(part.get("type"), str):
                 raise ValueError(f"content[{i}] needs a type, such as text or image_url")

@@ -15,6 +15,7 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
+from pgnexus.caller.vision import check_named
 from pgnexus.errors import InvalidRequest
 from pgnexus.messages import WIRE_VERSION, Complexity, LLMRequest, Priority, complexity_for, new_request_id
 from pgnexus.settings import Settings
@@ -90,6 +91,7 @@ class RequestDraft:
     body: str = field(repr=False)
     timeout: float | None = None
     lead: float = 0.0  # seconds before it may run
+    any_model_that_sees: bool = False  # it has an image, and leaves the model to us
 
     @classmethod
     def make(
@@ -116,6 +118,7 @@ class RequestDraft:
             "request",
         )
         request = _validated(message)
+        check_named(request, settings)
         message["request_id"] = str(request.request_id)  # it may have been written in another form
         for name in _AS_TEXT:
             if name in message and not isinstance(message[name], str):
@@ -127,7 +130,10 @@ class RequestDraft:
                 f"request {request.request_id}: {len(body):,} bytes are more than max_message_bytes "
                 f"({settings.max_message_bytes:,}); send less, or raise that setting on both sides"
             )
-        return cls(request.request_id, body.decode(), timeout, _lead(local))
+        open_choice = request.model == request.provider == "auto"
+        return cls(
+            request.request_id, body.decode(), timeout, _lead(local), open_choice and request.has_images
+        )
 
     @classmethod
     def again(

@@ -14,6 +14,7 @@ from pgnexus.caller.queue_health import QueueHealth
 from pgnexus.caller.request_worker import Accepted, LlmRequestWorker
 from pgnexus.caller.result_poller import LlmResultPoller
 from pgnexus.caller.results import JobResult
+from pgnexus.caller.vision import check_usable
 from pgnexus.caller.waiters import Waiters
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
@@ -76,6 +77,7 @@ class LLMService:
         if connection is not None:
             raise InvalidRequest("connection: a call cannot wait inside a transaction; enqueue there instead")
         draft = self._draft(complexity_or_model, messages, options)
+        await self._check_vision([draft])
         with self._waiters.subscribe(draft.request_id) as future:
             accepted = await self._worker.enqueue_llm_request(draft)
             if accepted.created:
@@ -110,6 +112,7 @@ class LLMService:
         and the request is accepted, roll back and it never was.
         """
         draft = self._draft(complexity_or_model, messages, options)
+        await self._check_vision([draft])
         accepted = await self._worker.enqueue_llm_request(draft, connection=connection)
         self._expect(accepted)
         return RequestHandle(self, accepted.request_id, created=accepted.created)
@@ -128,6 +131,7 @@ class LLMService:
                 drafts.append(self._draft(*_parts(options, request)))
             except InvalidRequest as error:
                 raise InvalidRequest(f"requests[{number}]: {error}") from error
+        await self._check_vision(drafts)
         accepted = await self._worker.enqueue_llm_requests(drafts, connection=connection)
         for one in accepted:
             self._expect(one)
@@ -207,6 +211,10 @@ class LLMService:
         self._check_home()
         options.setdefault("instance_id", self.instance_id)
         return RequestDraft.make(complexity_or_model, messages, self._settings, **options)
+
+    async def _check_vision(self, drafts: Sequence[RequestDraft]) -> None:
+        if any(draft.any_model_that_sees for draft in drafts):
+            check_usable(await self.get_available_models(), self._settings)
 
     def _expect(self, accepted: Accepted) -> None:
         if accepted.status == "scheduled" and self._poller is not None:
