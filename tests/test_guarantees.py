@@ -16,7 +16,7 @@ from pgnexus.errors import InvalidSettings
 from tests.system import archived, fast, messages, put, running, sql, started, until
 
 QUEUE = "answers"
-LEASES = 8
+LEASES = 5  # workers a request may lose before it fails
 
 # A worker that dies of every request: its handler ends the process, with no time to say goodbye.
 DEADLY = """

@@ -71,14 +71,17 @@ create index deps_by_step on pgflow.deps (flow_slug, step_slug);
 
 -- No foreign keys below this line: what happens to a run is written by the functions beside this file only,
 -- and each key would cost every request a look-up and a row lock.
+--
+-- Rows that are updated soon after they were written leave room on their page for it (fillfactor) and have what
+-- never changes first: then an update touches no index, and its WAL record holds only the changed end of the row.
 create table pgflow.runs (
   run_id          uuid primary key default gen_random_uuid(),
   flow_slug       text not null,
-  status          text not null default 'started',
   input           jsonb not null,
+  started_at      timestamptz not null default now(),
+  status          text not null default 'started',
   output          jsonb,
   remaining_steps int not null default 0,
-  started_at      timestamptz not null default now(),
   completed_at    timestamptz,
   failed_at       timestamptz,
   cancelled_at    timestamptz,
@@ -87,12 +90,13 @@ create table pgflow.runs (
   constraint completed_at_when_completed check ((status = 'completed') = (completed_at is not null)),
   constraint failed_at_when_failed check ((status = 'failed') = (failed_at is not null)),
   constraint cancelled_is_failed check (cancelled_at is null or status = 'failed')
-);
+) with (fillfactor = 50);
 
 create table pgflow.step_states (
   run_id          uuid not null,
   flow_slug       text not null,
   step_slug       text not null,
+  created_at      timestamptz not null default now(),
   status          text not null default 'created',
   remaining_tasks int,
   initial_tasks   int,
@@ -100,7 +104,6 @@ create table pgflow.step_states (
   output          jsonb,
   error_message   text,
   skip_reason     text,
-  created_at      timestamptz not null default now(),
   started_at      timestamptz,
   completed_at    timestamptz,
   failed_at       timestamptz,
@@ -112,7 +115,7 @@ create table pgflow.step_states (
   constraint output_only_for_completed_or_null check (output is null or status = 'completed'),
   constraint skip_reason_matches_status check ((status = 'skipped') = (skip_reason is not null)),
   constraint at_most_one_terminal_time check (num_nonnulls(completed_at, failed_at, skipped_at) <= 1)
-);
+) with (fillfactor = 40);
 
 -- One row an instance: a process that runs tasks and gives signs of life (see Registry).
 create table pgflow.workers (
@@ -148,7 +151,7 @@ create table pgflow.step_tasks (
   constraint status_is_valid check (status in ('queued', 'started', 'completed', 'failed')),
   constraint attempts_count_is_nonnegative check (attempts_count >= 0),
   constraint waits_only_when_queued check (not_before is null or status = 'queued')
-);
+) with (fillfactor = 50);
 create index step_tasks_by_worker on pgflow.step_tasks (last_worker_id) where status = 'started';
 create index step_tasks_by_due_time on pgflow.step_tasks (not_before) where not_before is not null;
 
@@ -230,16 +233,6 @@ $$;
 -- cancels) first changes that row where it is still started by this worker in this attempt, then the step
 -- states, then the run. Everybody locks in that order.
 
--- The steps of a flow from one on, in order.
-create function pgflow.steps_from(p_flow_slug text, p_step_slug text) returns table (step_slug text, step_index int)
-language sql stable as $$
-  select s.step_slug, s.step_index
-  from pgflow.steps s
-  where s.flow_slug = p_flow_slug
-    and s.step_index >= (select h.step_index from pgflow.steps h
-                         where h.flow_slug = p_flow_slug and h.step_slug = p_step_slug)
-$$;
-
 -- Start runs and claim their first task for the worker, without a detour through the flow's queue. A run_id
 -- that was used before is left out: the same message, delivered twice, starts nothing twice.
 create function pgflow.start_claimed(p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_inputs jsonb[])
@@ -301,7 +294,8 @@ language sql set search_path = pg_catalog, pgflow as $$
   from claimed c join pgflow.runs r using (run_id)
 $$;
 
--- Complete the claimed tasks and every step behind them, and with that their runs. p_outputs: one object a
+-- Complete the claimed tasks and every step behind them, and with that their runs. The task of the first step stands
+-- for the chain; the others have a state, but no task of their own. p_outputs: one object a
 -- run, {step: output}; a step that is not in it has the output null. Returns the runs that were completed;
 -- those that are missing had been taken from this worker.
 create function pgflow.complete_chains(
@@ -310,7 +304,6 @@ create function pgflow.complete_chains(
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_done uuid[];
-  v_heads text[];
   v_outputs jsonb[];
 begin
   with ended as (
@@ -319,19 +312,12 @@ begin
     from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0 and t.status = 'started'
       and t.attempts_count = i.attempt and t.last_worker_id = p_worker_id
-    returning t.run_id, t.step_slug, i.outputs
+    returning t.run_id, i.outputs
   )
-  select array_agg(e.run_id), array_agg(e.step_slug), array_agg(e.outputs)
-  into v_done, v_heads, v_outputs from ended e;
+  select array_agg(e.run_id), array_agg(e.outputs) into v_done, v_outputs from ended e;
   if v_done is null then
     return;
   end if;
-  insert into pgflow.step_tasks
-    (run_id, flow_slug, step_slug, status, attempts_count, output, started_at, completed_at, last_worker_id)
-  select d.run_id, p_flow_slug, s.step_slug, 'completed', 1, d.outputs -> s.step_slug, now(), now(), p_worker_id
-  from unnest(v_done, v_heads, v_outputs) as d (run_id, head, outputs)
-  cross join lateral pgflow.steps_from(p_flow_slug, d.head) s
-  where s.step_slug <> d.head;
   update pgflow.step_states st
   set status = 'completed', remaining_tasks = 0, remaining_deps = 0, output = d.outputs -> st.step_slug,
       started_at = coalesce(st.started_at, now()), completed_at = now()
@@ -576,8 +562,9 @@ $$;
 
 -- One row a request, from the moment it is accepted. The first terminal state wins.
 create table pgnexus.job_results (
+  -- what never changes comes first: then the WAL record of the update that ends a request need not repeat it
   request_id        uuid not null,
-  status            text not null,
+  input             jsonb,
   workflow          text not null default 'LLMRequestWorkflow',
   instance_id       uuid,
   job_id            text,
@@ -585,9 +572,12 @@ create table pgnexus.job_results (
   task_type         text,
   complexity        text,
   priority          text,
+  retry_of          uuid,
+  enqueued_at       timestamptz not null default clock_timestamp(),
+  deadline          timestamptz,
+  status            text not null,
   model             text,
   provider          text,
-  input             jsonb,
   output            jsonb,
   error             jsonb,
   prompt_tokens     bigint,
@@ -597,9 +587,6 @@ create table pgnexus.job_results (
   cost              numeric,
   duration_ms       bigint,
   attempts          int not null default 0,
-  retry_of          uuid,
-  enqueued_at       timestamptz not null default clock_timestamp(),
-  deadline          timestamptz,
   finished_at       timestamptz,
   primary key (request_id),
   constraint status_is_valid
@@ -617,7 +604,7 @@ create index job_results_by_deadline on pgnexus.job_results (deadline);
 create index job_results_by_agent on pgnexus.job_results (agent_id, request_id) where agent_id is not null;
 
 -- Ids of other versions than 7, and whatever no month was made for.
-create table pgnexus.job_results_default partition of pgnexus.job_results default;
+create table pgnexus.job_results_default partition of pgnexus.job_results default with (fillfactor = 50);
 
 create table pgnexus.idempotency_keys (
   key        text primary key,
@@ -679,7 +666,7 @@ begin
     v_high := pgnexus.uuid_floor((v_month at time zone 'UTC' + interval '1 month') at time zone 'UTC');
     if to_regclass('pgnexus.' || v_name) is null then
       -- rows that came before their month was made move along with it
-      execute format('create table pgnexus.%I (like pgnexus.job_results including all)', v_name);
+      execute format('create table pgnexus.%I (like pgnexus.job_results including all) with (fillfactor = 50)', v_name);
       execute format('with moved as (delete from pgnexus.job_results_default
                                      where request_id >= %L and request_id < %L returning *)
                       insert into pgnexus.%I select * from moved', v_low, v_high, v_name);

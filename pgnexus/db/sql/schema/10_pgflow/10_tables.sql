@@ -69,14 +69,17 @@ create index deps_by_step on pgflow.deps (flow_slug, step_slug);
 
 -- No foreign keys below this line: what happens to a run is written by the functions beside this file only,
 -- and each key would cost every request a look-up and a row lock.
+--
+-- Rows that are updated soon after they were written leave room on their page for it (fillfactor) and have what
+-- never changes first: then an update touches no index, and its WAL record holds only the changed end of the row.
 create table pgflow.runs (
   run_id          uuid primary key default gen_random_uuid(),
   flow_slug       text not null,
-  status          text not null default 'started',
   input           jsonb not null,
+  started_at      timestamptz not null default now(),
+  status          text not null default 'started',
   output          jsonb,
   remaining_steps int not null default 0,
-  started_at      timestamptz not null default now(),
   completed_at    timestamptz,
   failed_at       timestamptz,
   cancelled_at    timestamptz,
@@ -85,12 +88,13 @@ create table pgflow.runs (
   constraint completed_at_when_completed check ((status = 'completed') = (completed_at is not null)),
   constraint failed_at_when_failed check ((status = 'failed') = (failed_at is not null)),
   constraint cancelled_is_failed check (cancelled_at is null or status = 'failed')
-);
+) with (fillfactor = 50);
 
 create table pgflow.step_states (
   run_id          uuid not null,
   flow_slug       text not null,
   step_slug       text not null,
+  created_at      timestamptz not null default now(),
   status          text not null default 'created',
   remaining_tasks int,
   initial_tasks   int,
@@ -98,7 +102,6 @@ create table pgflow.step_states (
   output          jsonb,
   error_message   text,
   skip_reason     text,
-  created_at      timestamptz not null default now(),
   started_at      timestamptz,
   completed_at    timestamptz,
   failed_at       timestamptz,
@@ -110,7 +113,7 @@ create table pgflow.step_states (
   constraint output_only_for_completed_or_null check (output is null or status = 'completed'),
   constraint skip_reason_matches_status check ((status = 'skipped') = (skip_reason is not null)),
   constraint at_most_one_terminal_time check (num_nonnulls(completed_at, failed_at, skipped_at) <= 1)
-);
+) with (fillfactor = 40);
 
 -- One row an instance: a process that runs tasks and gives signs of life (see Registry).
 create table pgflow.workers (
@@ -146,6 +149,6 @@ create table pgflow.step_tasks (
   constraint status_is_valid check (status in ('queued', 'started', 'completed', 'failed')),
   constraint attempts_count_is_nonnegative check (attempts_count >= 0),
   constraint waits_only_when_queued check (not_before is null or status = 'queued')
-);
+) with (fillfactor = 50);
 create index step_tasks_by_worker on pgflow.step_tasks (last_worker_id) where status = 'started';
 create index step_tasks_by_due_time on pgflow.step_tasks (not_before) where not_before is not null;

@@ -5,16 +5,6 @@
 -- cancels) first changes that row where it is still started by this worker in this attempt, then the step
 -- states, then the run. Everybody locks in that order.
 
--- The steps of a flow from one on, in order.
-create function pgflow.steps_from(p_flow_slug text, p_step_slug text) returns table (step_slug text, step_index int)
-language sql stable as $$
-  select s.step_slug, s.step_index
-  from pgflow.steps s
-  where s.flow_slug = p_flow_slug
-    and s.step_index >= (select h.step_index from pgflow.steps h
-                         where h.flow_slug = p_flow_slug and h.step_slug = p_step_slug)
-$$;
-
 -- Start runs and claim their first task for the worker, without a detour through the flow's queue. A run_id
 -- that was used before is left out: the same message, delivered twice, starts nothing twice.
 create function pgflow.start_claimed(p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_inputs jsonb[])
@@ -76,7 +66,8 @@ language sql set search_path = pg_catalog, pgflow as $$
   from claimed c join pgflow.runs r using (run_id)
 $$;
 
--- Complete the claimed tasks and every step behind them, and with that their runs. p_outputs: one object a
+-- Complete the claimed tasks and every step behind them, and with that their runs. The task of the first step stands
+-- for the chain; the others have a state, but no task of their own. p_outputs: one object a
 -- run, {step: output}; a step that is not in it has the output null. Returns the runs that were completed;
 -- those that are missing had been taken from this worker.
 create function pgflow.complete_chains(
@@ -85,7 +76,6 @@ create function pgflow.complete_chains(
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_done uuid[];
-  v_heads text[];
   v_outputs jsonb[];
 begin
   with ended as (
@@ -94,19 +84,12 @@ begin
     from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0 and t.status = 'started'
       and t.attempts_count = i.attempt and t.last_worker_id = p_worker_id
-    returning t.run_id, t.step_slug, i.outputs
+    returning t.run_id, i.outputs
   )
-  select array_agg(e.run_id), array_agg(e.step_slug), array_agg(e.outputs)
-  into v_done, v_heads, v_outputs from ended e;
+  select array_agg(e.run_id), array_agg(e.outputs) into v_done, v_outputs from ended e;
   if v_done is null then
     return;
   end if;
-  insert into pgflow.step_tasks
-    (run_id, flow_slug, step_slug, status, attempts_count, output, started_at, completed_at, last_worker_id)
-  select d.run_id, p_flow_slug, s.step_slug, 'completed', 1, d.outputs -> s.step_slug, now(), now(), p_worker_id
-  from unnest(v_done, v_heads, v_outputs) as d (run_id, head, outputs)
-  cross join lateral pgflow.steps_from(p_flow_slug, d.head) s
-  where s.step_slug <> d.head;
   update pgflow.step_states st
   set status = 'completed', remaining_tasks = 0, remaining_deps = 0, output = d.outputs -> st.step_slug,
       started_at = coalesce(st.started_at, now()), completed_at = now()

@@ -17,8 +17,9 @@ $$;
 
 -- One row a request, from the moment it is accepted. The first terminal state wins.
 create table pgnexus.job_results (
+  -- what never changes comes first: then the WAL record of the update that ends a request need not repeat it
   request_id        uuid not null,
-  status            text not null,
+  input             jsonb,
   workflow          text not null default 'LLMRequestWorkflow',
   instance_id       uuid,
   job_id            text,
@@ -26,9 +27,12 @@ create table pgnexus.job_results (
   task_type         text,
   complexity        text,
   priority          text,
+  retry_of          uuid,
+  enqueued_at       timestamptz not null default clock_timestamp(),
+  deadline          timestamptz,
+  status            text not null,
   model             text,
   provider          text,
-  input             jsonb,
   output            jsonb,
   error             jsonb,
   prompt_tokens     bigint,
@@ -38,9 +42,6 @@ create table pgnexus.job_results (
   cost              numeric,
   duration_ms       bigint,
   attempts          int not null default 0,
-  retry_of          uuid,
-  enqueued_at       timestamptz not null default clock_timestamp(),
-  deadline          timestamptz,
   finished_at       timestamptz,
   primary key (request_id),
   constraint status_is_valid
@@ -58,7 +59,7 @@ create index job_results_by_deadline on pgnexus.job_results (deadline);
 create index job_results_by_agent on pgnexus.job_results (agent_id, request_id) where agent_id is not null;
 
 -- Ids of other versions than 7, and whatever no month was made for.
-create table pgnexus.job_results_default partition of pgnexus.job_results default;
+create table pgnexus.job_results_default partition of pgnexus.job_results default with (fillfactor = 50);
 
 create table pgnexus.idempotency_keys (
   key        text primary key,
