@@ -19,7 +19,9 @@ grant usage on schema pgnexus, pgflow, pgmq, nexus_api to pgnexus_caller;
 grant select, insert, update, delete on all tables in schema pgnexus to pgnexus_caller;
 revoke insert, update, delete on pgnexus.schema_migrations from pgnexus_caller;
 grant execute on all functions in schema pgnexus to pgnexus_caller;
-grant select, insert on pgmq.q_ai_requests_interactive, pgmq.q_ai_requests, pgmq.q_ai_requests_batch to pgnexus_caller;
+-- whoever sends may see the number of what it sent, and no message
+grant insert, select (msg_id) on pgmq.q_ai_requests_interactive, pgmq.q_ai_requests, pgmq.q_ai_requests_batch
+  to pgnexus_caller;
 grant select, insert, update, delete on pgmq.q_ai_results, pgmq.a_ai_results to pgnexus_caller;
 
 -- the nexus side: its own schema, requests out, results in
@@ -29,7 +31,7 @@ grant execute on all functions in schema nexus to pgnexus_nexus;
 grant select, insert, update, delete on pgmq.q_ai_requests_interactive, pgmq.a_ai_requests_interactive,
   pgmq.q_ai_requests, pgmq.a_ai_requests, pgmq.q_ai_requests_batch, pgmq.a_ai_requests_batch,
   pgmq.q_llm_request_workflow, pgmq.a_llm_request_workflow to pgnexus_nexus;
-grant select, insert on pgmq.q_ai_results to pgnexus_nexus;
+grant insert, select (msg_id) on pgmq.q_ai_results to pgnexus_nexus;
 
 -- what both use: the engine, the queues' catalogue, what crosses
 grant select, insert, update, delete on all tables in schema pgflow to pgnexus_caller, pgnexus_nexus;

@@ -231,7 +231,8 @@ $$;
 --
 -- The row of the claimed task is fence and lock: whoever ends a task (completes, fails, releases, recovers,
 -- cancels) first changes that row where it is still started by this worker in this attempt, then the step
--- states, then the run. Everybody locks in that order.
+-- states, then the run. Everybody locks in that order. The fence is written as a CASE, so that the row is found by
+-- its key: the index of a worker's started tasks is full of those it has ended.
 
 -- Start runs and claim their first task for the worker, without a detour through the flow's queue. A run_id
 -- that was used before is left out: the same message, delivered twice, starts nothing twice.
@@ -310,8 +311,8 @@ begin
     update pgflow.step_tasks t
     set status = 'completed', completed_at = now(), output = i.outputs -> i.step_slug
     from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
-    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0 and t.status = 'started'
-      and t.attempts_count = i.attempt and t.last_worker_id = p_worker_id
+    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
+      and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.run_id, i.outputs
   )
   select array_agg(e.run_id), array_agg(e.outputs) into v_done, v_outputs from ended e;
@@ -351,8 +352,8 @@ begin
         not_before = case when i.delay > 0 then now() + make_interval(secs => i.delay) end
     from unnest(p_run_ids, p_step_slugs, p_attempts, p_delays, p_errors)
       as i (run_id, step_slug, attempt, delay, error)
-    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0 and t.status = 'started'
-      and t.attempts_count = i.attempt and t.last_worker_id = p_worker_id
+    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
+      and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.run_id
   )
   select array_agg(b.run_id) into v_done from back b;
@@ -394,8 +395,8 @@ begin
     set status = 'failed', failed_at = now(), error_message = i.error, output = i.details
     from unnest(p_run_ids, p_step_slugs, p_attempts, p_errors, p_details)
       as i (run_id, step_slug, attempt, error, details)
-    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0 and t.status = 'started'
-      and t.attempts_count = i.attempt and t.last_worker_id = p_worker_id
+    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
+      and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.run_id, i.error
   )
   select array_agg(e.run_id), array_agg(e.error) into v_done, v_errors from ended e;
