@@ -1,0 +1,179 @@
+"""QueueConsumer: batches, back-pressure, cancels that race a claim, and messages that no batch survives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from uuid import uuid4
+
+import pytest
+from system import answered, archived, messages, put, running, sql, started, until
+
+from pgnexus.errors import ModelUnavailable, RequestFailed
+
+POISON = """
+create function poison() returns trigger language plpgsql as $$
+begin
+  if new.input ->> 'poison' is not null then raise exception 'it tastes bad'; end if;
+  return new;
+end $$;
+create trigger poison before insert on {table} for each row execute function poison()
+"""
+
+
+def request(**fields) -> str:
+    question = [{"role": "user", "content": "Hello"}]
+    return json.dumps({"request_id": str(uuid4()), "messages": question, "reply_to": "answers"} | fields)
+
+
+@pytest.fixture
+async def answers(db):
+    await sql(db, "select nexus_api.create_queue('answers')")
+
+
+async def test_a_message_that_no_batch_survives_is_archived_alone(database_url, llmock, db, answers):
+    await sql(db, POISON.format(table="pgflow.runs"))
+    lanes = ["ai_requests_interactive", "ai_requests", "ai_requests", "ai_requests_batch"]
+    bad = [request(poison=True) for _ in lanes]
+    for lane, text in zip(lanes, bad, strict=True):
+        await put(db, lane, *(request() for _ in range(7)), text, *(request() for _ in range(7)))
+    async with started(database_url, llmock.base_url()), started(database_url, llmock.base_url()):
+        found = await answered(db, "answers", 60)
+    failed = {answer["request_id"]: answer["error"] for answer in found if answer["status"] != "success"}
+    assert failed.keys() == {json.loads(text)["request_id"] for text in bad}
+    assert {error["type"] for error in failed.values()} == {"invalid_request"}
+    assert len(found) == 60
+    for lane in set(lanes):
+        kept = await archived(db, lane)
+        assert len(kept) == lanes.count(lane)
+        assert {reason for _, reason in kept} == {"it tastes bad"}
+
+
+async def test_a_result_that_no_batch_survives_is_archived_alone(database_url, db):
+    await sql(
+        db,
+        POISON.replace("new.input ->> 'poison'", "new.output ->> 'poison'").format(
+            table="pgnexus.job_results"
+        ),
+    )
+    texts = [
+        json.dumps({"request_id": str(uuid4()), "status": "success", "response": f"{i}"}) for i in range(20)
+    ]
+    texts.insert(7, json.dumps({"request_id": str(uuid4()), "status": "success", "poison": True}))
+    async with running(database_url, nexus=False) as one, running(database_url, nexus=False):
+        await put(db, "ai_results", *texts)
+
+        async def stored():
+            return len(await one.search()) == 20 and await archived(db, "ai_results")
+
+        [(message, reason)] = await until(stored)
+    assert (message["poison"], reason) == (True, "it tastes bad")
+
+
+@pytest.mark.parametrize("text", ['{"run_id": "x", "step_slug": "validate"}', "[]", "5", "{}"])
+async def test_rubbish_on_the_engines_queue_costs_no_request(database_url, llmock, db, answers, text):
+    await sql(db, "select pgmq.send('llm_request_workflow', %s::jsonb)", text)
+    async with started(database_url, llmock.base_url()):
+        await put(db, "ai_requests", *(request() for _ in range(5)))
+        found = await answered(db, "answers", 5)
+    assert {answer["status"] for answer in found} == {"success"}
+
+
+async def test_a_cancel_that_meets_a_claim_on_its_way_is_an_end(database_url, llmock, db, answers):
+    async with started(database_url, llmock.base_url()):
+        text = request()
+        # The consumer hears of the cancel, but the claim's transaction did not see it.
+        await sql(db, "select pg_notify('pgnexus_cancel', %s)", json.loads(text)["request_id"])
+        await put(db, "ai_requests", text)
+        [answer] = await answered(db, "answers")
+        assert answer["status"] == answer["error"]["type"] == "cancelled"
+    assert [row.status for row in await sql(db, "select status from pgflow.runs")] == ["failed"]
+    assert not llmock.requests
+
+
+async def test_never_more_is_claimed_than_can_run(database_url, llmock, db, answers):
+    llmock.delay(0.2, times=None)
+    most = 0
+    async with started(database_url, llmock.base_url(), concurrency=3) as app:
+        await put(db, "ai_requests", *(request() for _ in range(9)))
+        while len(await messages(db, "answers")) < 9:
+            [row] = await sql(db, "select count(*) from pgflow.step_tasks where status = 'started'")
+            most = max(most, row.count, app.nexus.consumer.in_flight)
+    assert 0 < most <= 3
+    assert len(llmock.requests) == 9
+
+
+async def test_a_drain_gives_back_what_does_not_finish(database_url, llmock, db, answers):
+    llmock.delay(30)
+    async with started(database_url, llmock.base_url(), drain_timeout=0.0) as app:
+        await put(db, "ai_requests", text := request())
+        await until(lambda: calling(app))
+    [task] = await sql(db, "select status, attempts_count from pgflow.step_tasks")
+    assert (task.status, task.attempts_count) == ("queued", 0)
+    async with started(database_url, llmock.base_url()):
+        [answer] = await answered(db, "answers")
+    assert (answer["request_id"], answer["status"]) == (json.loads(text)["request_id"], "success")
+
+
+async def test_a_run_that_an_operator_fails_while_its_call_runs_has_one_result(database_url, llmock, db):
+    llmock.delay(1)
+    async with running(database_url, llmock.base_url()) as service:
+        handle = await service.enqueue("simple", "Hello")
+
+        async def called():
+            return (await service.queue_metrics()).in_flight
+
+        await until(called)
+        await sql(
+            db,
+            "update pgflow.runs set status = 'failed', failed_at = now() where run_id = %s",
+            handle.request_id,
+        )
+        with pytest.raises(RequestFailed):
+            await handle.result(timeout=10)
+
+        async def booked():
+            return await sql(db, "select outcome from nexus.attempts")
+
+        assert await until(booked) == [("success",)]  # it was paid for
+        assert await handle.status() == "failed"
+    [run] = await sql(db, "select status from pgflow.runs")
+    assert run.status == "failed"
+    assert await messages(db, "ai_results") == []
+
+
+async def test_metrics_are_stored_by_model_provider_complexity_and_task_type(database_url, llmock, db):
+    llmock.fail(500)
+    async with running(database_url, llmock.base_url()) as service:
+        result = await service.call("complex", "Hello", task_type="qa", agent_id="a1")
+    rows = await sql(db, "select * from nexus.metrics order by outcome")
+    failed, won = rows
+    for row in rows:
+        assert (row.provider, row.complexity, row.task_type, row.agent_id) == (
+            "openai",
+            "complex",
+            "qa",
+            "a1",
+        )
+        assert (row.model, row.calls) == (result.model, 1)
+    assert (failed.outcome, won.outcome, won.cost) == ("provider_unavailable", "success", result.cost)
+    assert (won.prompt_tokens, won.completion_tokens) == (
+        result.usage.prompt_tokens,
+        result.usage.completion_tokens,
+    )
+    assert won.p50_ms >= 0
+
+
+async def test_what_is_not_served_stays_a_failure_of_its_own(database_url, llmock):
+    async with running(database_url, llmock.base_url(), default_provider=None, providers={}) as service:
+        outcomes = await asyncio.gather(
+            service.call("no-such-model", "Hello"),
+            service.call("xai/grok-4.7", "Hello"),
+            return_exceptions=True,
+        )
+    assert [type(outcome) for outcome in outcomes] == [ModelUnavailable] * 2
+    assert {outcome.result.error.type for outcome in outcomes} == {"model_unavailable"}
+
+
+async def calling(app) -> bool:
+    return app.nexus.consumer.in_flight == 1
