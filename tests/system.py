@@ -41,7 +41,7 @@ async def started(
     provider_url: str | None = None,
     *,
     caller: bool = True,
-    nexus: bool = True,
+    nexus: bool | None = True,
     **settings: Any,
 ) -> AsyncIterator[App]:
     """A running `App`: ``app.service`` is its caller side, ``app.nexus`` its nexus side."""
@@ -55,7 +55,7 @@ async def started(
 
 @asynccontextmanager
 async def running(
-    database_url: str, provider_url: str | None = None, *, nexus: bool = True, **settings: Any
+    database_url: str, provider_url: str | None = None, *, nexus: bool | None = True, **settings: Any
 ) -> AsyncIterator[LLMService]:
     """A running `LLMService`, with a nexus side beside it unless ``nexus`` is False."""
     async with started(database_url, provider_url, nexus=nexus, **settings) as app:

@@ -79,8 +79,11 @@ async def verify(db: Database, *, sql_dir: Path = SQL_DIR) -> None:
     _check_pgmq([row.signature for row in await db.query("pgmq_missing")])
 
 
-async def check_rights(db: Database, *, caller: bool, nexus: bool) -> None:
-    """See that this connection's role may be the sides that are wanted; `UnsuitableDatabase` says what to do."""
+async def check_rights(db: Database, *, caller: bool, nexus: bool) -> bool:
+    """See that this connection's role may be the sides that are wanted; whether it may be the nexus side.
+
+    Raises `UnsuitableDatabase` saying what to do.
+    """
     [rights] = await db.query("check_rights")
     for wanted, allowed, side, role in (
         (caller, rights.caller, "caller side", "pgnexus_caller"),
@@ -91,6 +94,7 @@ async def check_rights(db: Database, *, caller: bool, nexus: bool) -> None:
                 f"{display(db.url)}: the role {rights.role} may not be the {side}: grant {role} to it, or leave "
                 f"that side to another process (`pgnexus up --only`, `pgnexus.open(nexus=False)`)"
             )
+    return bool(rights.nexus)
 
 
 async def _step(
