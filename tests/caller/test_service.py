@@ -10,6 +10,7 @@ from decimal import Decimal
 from uuid import uuid4
 
 import pytest
+from conftest import database_name
 from system import LANES, messages, nothing_stored, running, sql, until
 
 from pgnexus.caller.results import JobResult
@@ -597,3 +598,23 @@ async def empty(db, queue) -> bool:
 
 async def in_flight(service) -> int:
     return (await service.queue_metrics()).in_flight
+
+
+async def test_a_database_that_defaults_to_serializable_works_the_whole_way(database_url, server, llmock):
+    server.execute(
+        "ALTER DATABASE {} SET default_transaction_isolation = 'serializable'", database_name(database_url)
+    )
+    async with (
+        running(database_url, llmock.base_url()) as one,
+        running(database_url, llmock.base_url()) as two,
+    ):
+        services = [one, two] * 20
+        results = await asyncio.gather(
+            *(
+                service.call("simple", "Hello", idempotency_key=f"{i % 10}")
+                for i, service in enumerate(services)
+            )
+        )
+        later = await one.enqueue("simple", "Hello", delay=0.1)
+        assert (await later.result(timeout=20)).ok
+    assert len({result.request_id for result in results}) == 10
