@@ -667,7 +667,9 @@ begin
     v_high := pgnexus.uuid_floor((v_month at time zone 'UTC' + interval '1 month') at time zone 'UTC');
     if to_regclass('pgnexus.' || v_name) is null then
       -- rows that came before their month was made move along with it
-      execute format('create table pgnexus.%I (like pgnexus.job_results including all) with (fillfactor = 50)', v_name);
+      -- an input that is compressed, or moved out of the row, when the answer comes would be written once more
+      execute format('create table pgnexus.%I (like pgnexus.job_results including all)
+                      with (fillfactor = 45, toast_tuple_target = 4080)', v_name);
       execute format('with moved as (delete from pgnexus.job_results_default
                                      where request_id >= %L and request_id < %L returning *)
                       insert into pgnexus.%I select * from moved', v_low, v_high, v_name);
@@ -963,6 +965,7 @@ language plpgsql set search_path = pg_catalog, pgnexus as $$
 #variable_conflict use_column
 declare
   v_ended uuid[];
+  v_results jsonb[];
 begin
   with firsts as (
     select distinct on (r.request_id) r.* from pgnexus.read_results(p_messages) r
@@ -975,7 +978,7 @@ begin
         cost = f.cost, duration_ms = f.duration_ms, attempts = f.attempts, finished_at = clock_timestamp()
     from firsts f
     where j.request_id = f.request_id and j.status in ('enqueued', 'scheduled')
-    returning j.request_id
+    returning j.request_id, f.message
   ), inserted as (
     insert into pgnexus.job_results as j (
       request_id, status, workflow, agent_id, model, provider, output, error, prompt_tokens, completion_tokens,
@@ -988,8 +991,10 @@ begin
     on conflict do nothing
     returning j.request_id
   )
-  select array_agg(e.request_id) into v_ended
-  from (select u.request_id from updated u union all select i.request_id from inserted i) e;
+  select array_agg(e.request_id), array_agg(e.message) into v_ended, v_results
+  from (select u.request_id, u.message from updated u
+        union all
+        select i.request_id, f.message from inserted i join firsts f on f.request_id = i.request_id) e;
 
   if cardinality(v_ended) is distinct from cardinality(p_messages) then
     perform pgnexus.book_late_results(p_messages, v_ended);
@@ -997,10 +1002,7 @@ begin
   if p_notify then
     perform pgnexus.notify_done(v_ended);
   end if;
-  return query
-    select distinct on (r.request_id) r.request_id, r.message
-    from pgnexus.read_results(p_messages) r where r.request_id = any (v_ended)
-    order by r.request_id, r.ordinal;
+  return query select e.id, e.message from unnest(v_ended, v_results) as e (id, message);
 end
 $$;
 
@@ -1575,7 +1577,8 @@ begin
             from unnest(p_items) with ordinality as i (item, n) order by i.n)));
     perform nexus.publish(
       array_agg(coalesce(i.item ->> 'reply_to', 'ai_results')),
-      array_agg(nexus.count_calls(i.item -> 'result', i.run_id, i.attempt)), p_notify)
+      array_agg(case when i.attempt <= 1 then i.item -> 'result'
+                     else nexus.count_calls(i.item -> 'result', i.run_id, i.attempt) end), p_notify)
     from unnest(p_runs, p_attempts, p_items) as i (run_id, attempt, item) where i.run_id = any (v_done)
     having count(*) > 0;
   elsif p_outcome = 'failed' then

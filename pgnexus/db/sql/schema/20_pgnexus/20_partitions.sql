@@ -20,7 +20,9 @@ begin
     v_high := pgnexus.uuid_floor((v_month at time zone 'UTC' + interval '1 month') at time zone 'UTC');
     if to_regclass('pgnexus.' || v_name) is null then
       -- rows that came before their month was made move along with it
-      execute format('create table pgnexus.%I (like pgnexus.job_results including all) with (fillfactor = 50)', v_name);
+      -- an input that is compressed, or moved out of the row, when the answer comes would be written once more
+      execute format('create table pgnexus.%I (like pgnexus.job_results including all)
+                      with (fillfactor = 45, toast_tuple_target = 4080)', v_name);
       execute format('with moved as (delete from pgnexus.job_results_default
                                      where request_id >= %L and request_id < %L returning *)
                       insert into pgnexus.%I select * from moved', v_low, v_high, v_name);

@@ -62,6 +62,7 @@ language plpgsql set search_path = pg_catalog, pgnexus as $$
 #variable_conflict use_column
 declare
   v_ended uuid[];
+  v_results jsonb[];
 begin
   with firsts as (
     select distinct on (r.request_id) r.* from pgnexus.read_results(p_messages) r
@@ -74,7 +75,7 @@ begin
         cost = f.cost, duration_ms = f.duration_ms, attempts = f.attempts, finished_at = clock_timestamp()
     from firsts f
     where j.request_id = f.request_id and j.status in ('enqueued', 'scheduled')
-    returning j.request_id
+    returning j.request_id, f.message
   ), inserted as (
     insert into pgnexus.job_results as j (
       request_id, status, workflow, agent_id, model, provider, output, error, prompt_tokens, completion_tokens,
@@ -87,8 +88,10 @@ begin
     on conflict do nothing
     returning j.request_id
   )
-  select array_agg(e.request_id) into v_ended
-  from (select u.request_id from updated u union all select i.request_id from inserted i) e;
+  select array_agg(e.request_id), array_agg(e.message) into v_ended, v_results
+  from (select u.request_id, u.message from updated u
+        union all
+        select i.request_id, f.message from inserted i join firsts f on f.request_id = i.request_id) e;
 
   if cardinality(v_ended) is distinct from cardinality(p_messages) then
     perform pgnexus.book_late_results(p_messages, v_ended);
@@ -96,10 +99,7 @@ begin
   if p_notify then
     perform pgnexus.notify_done(v_ended);
   end if;
-  return query
-    select distinct on (r.request_id) r.request_id, r.message
-    from pgnexus.read_results(p_messages) r where r.request_id = any (v_ended)
-    order by r.request_id, r.ordinal;
+  return query select e.id, e.message from unnest(v_ended, v_results) as e (id, message);
 end
 $$;
 

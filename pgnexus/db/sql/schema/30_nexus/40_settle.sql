@@ -45,7 +45,8 @@ begin
             from unnest(p_items) with ordinality as i (item, n) order by i.n)));
     perform nexus.publish(
       array_agg(coalesce(i.item ->> 'reply_to', 'ai_results')),
-      array_agg(nexus.count_calls(i.item -> 'result', i.run_id, i.attempt)), p_notify)
+      array_agg(case when i.attempt <= 1 then i.item -> 'result'
+                     else nexus.count_calls(i.item -> 'result', i.run_id, i.attempt) end), p_notify)
     from unnest(p_runs, p_attempts, p_items) as i (run_id, attempt, item) where i.run_id = any (v_done)
     having count(*) > 0;
   elsif p_outcome = 'failed' then
