@@ -73,9 +73,7 @@ class App:
         db = await Database.open(url, connect_timeout=settings.connect_timeout, pool_size=settings.pool_size)
         stack.push_async_callback(db.close)
         await schema.verify(db)
-        may_be_nexus = await schema.check_rights(
-            db, caller=self._wants_caller, nexus=bool(self._wants_nexus)
-        )
+        may_be_nexus = await schema.check_rights(db, caller=self._wants_caller, nexus=bool(self._wants_nexus))
         if self._wants_nexus is None and not may_be_nexus:
             self._wants_nexus = False  # a caller's role: the nexus side is for others to run
         needs_nexus = await self._needs_nexus(db)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
-from pgnexus.batcher import Batcher
+from pgnexus.batcher import Batcher, portions
 from pgnexus.caller.draft import RequestDraft
 from pgnexus.caller.joined import JoinedConnection, refusal
 from pgnexus.caller.results import JobStatus
@@ -19,7 +19,6 @@ from pgnexus.errors import DatabaseUnavailable
 from pgnexus.messages import REQUESTS_CHANNEL
 
 MAX_BATCH = 1000
-_MAX_BATCH_CHARACTERS = 16 * 1024 * 1024  # a statement is held in memory, here and there
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,11 @@ class LlmRequestWorker:
         await self._batcher.close()
 
     async def _store(self, drafts: Sequence[RequestDraft]) -> list[Accepted]:
-        return [accepted for part in _portions(drafts) for accepted in await self._store_at_once(part)]
+        return [
+            accepted
+            for part in portions(drafts, _size, most=MAX_BATCH)
+            for accepted in await self._store_at_once(part)
+        ]
 
     async def _store_at_once(self, drafts: Sequence[RequestDraft]) -> list[Accepted]:
         params = {
@@ -94,19 +97,11 @@ class LlmRequestWorker:
         async with connection.joined(self._home):
             rows = [
                 row
-                for part in _portions(drafts)
+                for part in portions(drafts, _size, most=MAX_BATCH)
                 for row in await connection.enqueue([draft.body for draft in part])
             ]
         return [Accepted(UUID(str(row[1])), row[2], row[3]) for row in rows]
 
 
-def _portions(drafts: Sequence[RequestDraft]) -> Iterator[Sequence[RequestDraft]]:
-    """A thousand a round trip; fewer when they are large."""
-    start = characters = 0
-    for end, draft in enumerate(drafts):
-        characters += len(draft.body)
-        if end > start and (end - start == MAX_BATCH or characters > _MAX_BATCH_CHARACTERS):
-            yield drafts[start:end]
-            start, characters = end, len(draft.body)
-    if start < len(drafts):
-        yield drafts[start:]
+def _size(draft: RequestDraft) -> int:
+    return len(draft.body)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 
-from pgnexus.batcher import Batcher
+from pgnexus.batcher import Batcher, portions
 from pgnexus.db.connection import is_data_fault
 from pgnexus.db.database import Database
 from pgnexus.db.notifier import Notifier
@@ -54,13 +54,16 @@ class Settler:
         await self._batcher.close()
 
     async def _flush(self, settlements: list[Settlement]) -> Sequence[bool]:
-        notify = self._notifier.claim(RESULTS_CHANNEL)
         ordered = sorted(settlements, key=lambda s: s.claim.run_id)  # everybody locks in this order
-        rows = await self._db.query(
-            "settle",
-            {"worker_id": self._worker_id, "items": [s.to_item() for s in ordered], "notify": notify},
-        )
+        settled: set[UUID] = set()
+        for items in portions([s.to_item() for s in ordered], len):
+            settled |= await self._store(items)
+        return [s.claim.run_id in settled for s in settlements]
+
+    async def _store(self, items: Sequence[str]) -> set[UUID]:
+        notify = self._notifier.claim(RESULTS_CHANNEL)
+        params = {"worker_id": self._worker_id, "items": list(items), "notify": notify}
+        rows = await self._db.query("settle", params)
         if not notify:
             self._notifier.committed(RESULTS_CHANNEL)
-        settled = {row.run_id for row in rows}
-        return [s.claim.run_id in settled for s in settlements]
+        return {row.run_id for row in rows}

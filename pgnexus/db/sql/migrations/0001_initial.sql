@@ -311,6 +311,7 @@ begin
     update pgflow.step_tasks t
     set status = 'completed', completed_at = now(), output = i.outputs -> i.step_slug
     from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
+    join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.run_id, i.outputs
@@ -1686,6 +1687,8 @@ begin
   select i.id from unnest(p_request_ids) as i (id)
   where not exists (select from pgflow.runs r where r.run_id = i.id)
   on conflict do nothing;
+  -- those whose message never came
+  delete from nexus.cancellations c where c.cancelled_at < clock_timestamp() - interval '30 days';
   for v_ids in
     select string_agg(e.id::text, ',')
     from unnest(p_request_ids) with ordinality as e (id, ordinal) group by (e.ordinal - 1) / 200

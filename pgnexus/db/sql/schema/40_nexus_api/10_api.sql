@@ -57,6 +57,8 @@ begin
   select i.id from unnest(p_request_ids) as i (id)
   where not exists (select from pgflow.runs r where r.run_id = i.id)
   on conflict do nothing;
+  -- those whose message never came
+  delete from nexus.cancellations c where c.cancelled_at < clock_timestamp() - interval '30 days';
   for v_ids in
     select string_agg(e.id::text, ',')
     from unnest(p_request_ids) with ordinality as e (id, ordinal) group by (e.ordinal - 1) / 200

@@ -1,0 +1,79 @@
+"""The synchronous face: the same methods, blocking, from any thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgnexus.app import open_sync
+from pgnexus.caller.sync import SyncLLMService
+from pgnexus.errors import InvalidRequest, RequestCancelled, ResultPending, ServiceMisused
+from tests.system import fast
+
+
+@pytest.fixture
+def llm(database_url: str, llmock: Any) -> Iterator[SyncLLMService]:
+    with open_sync(fast(database_url, llmock.base_url("openai")), nexus=True) as service:
+        yield service
+
+
+def test_a_call_blocks_until_the_answer(llm: SyncLLMService, llmock: Any) -> None:
+    llmock.reply("Paris")
+    assert llm.call("simple", "What is the capital of France?").text == "Paris"
+    assert llm.determine_complexity_for_task("architect") == "complex"
+
+
+def test_handles_block_too(llm: SyncLLMService, llmock: Any) -> None:
+    llmock.delay(30, times=None)
+    handle = llm.enqueue("simple", "Hello")
+    with pytest.raises(ResultPending):
+        handle.result(timeout=0.05)
+    assert handle.status() == "enqueued"
+    assert handle.cancel() is True
+    with pytest.raises(RequestCancelled):
+        handle.result(timeout=10)
+    assert llm.handle(handle.request_id).status() == "cancelled"
+
+
+def test_many_threads_share_it(llm: SyncLLMService) -> None:
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(llm.call("simple", "Hello").status)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["success"] * 8
+
+
+def test_it_joins_a_transaction(llm: SyncLLMService, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        handle = llm.enqueue("simple", "Hello", connection=connection)
+        assert llm.search() == []
+        connection.commit()
+    assert handle.result(timeout=10).ok
+
+
+def test_many_at_once(llm: SyncLLMService) -> None:
+    handles = llm.enqueue_many([{"messages": f"question {number}"} for number in range(3)])
+    assert [handle.result(timeout=10).status for handle in handles] == ["success"] * 3
+
+
+def test_errors_are_those_of_the_asynchronous_face(llm: SyncLLMService) -> None:
+    with pytest.raises(InvalidRequest, match="temprature"):
+        llm.call("simple", "Hello", temprature=1)
+
+
+def test_outside_its_block_it_says_so(database_url: str) -> None:
+    service = open_sync(fast(database_url), nexus=False)
+    with pytest.raises(ServiceMisused, match="`with` block"):
+        service.call("simple", "Hello")
+    with service:
+        assert service.search() == []
+    with pytest.raises(ServiceMisused):
+        service.search()
