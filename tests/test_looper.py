@@ -116,7 +116,7 @@ async def test_stop_lets_the_work_finish() -> None:
 
 
 async def test_an_outage_is_reported_once_and_ends(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="pgnexus")
     gone = DatabaseUnavailable("nobody there")
     work = Work(gone, gone, gone, None)
     looper = Looper("poller", work, poll_interval=NEVER)

@@ -33,7 +33,7 @@ A line of IN is a JSON object: `prompt` (a text) or `messages`, and any option o
 `task_type`, `max_tokens`, `tools`, …), which goes before the same option of the command line. `id` is copied to OUT.
 Empty lines are passed over.
 
-```json
+```text
 {"id": "q1", "prompt": "What is PostgreSQL?"}
 {"messages": [{"role": "user", "content": "Sort 3, 1, 2."}], "complexity": "medium", "max_tokens": 50}
 ```

@@ -135,7 +135,7 @@ async def test_what_arrives_during_a_keepalive_is_not_lost(db: Database, databas
 async def test_a_terminated_connection_is_made_anew(
     db: Database, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="pgnexus")
     async with Ear(database_url) as ear:
         assert await ear.heard.get() == ""
         async with db.connection() as connection:

@@ -104,12 +104,13 @@ async def test_never_more_is_claimed_than_can_run(database_url, llmock, db, answ
 
 
 async def test_a_drain_gives_back_what_does_not_finish(database_url, llmock, db, answers):
-    llmock.delay(30)
+    llmock.delay(30, times=None)
     async with started(database_url, llmock.base_url(), drain_timeout=0.0) as app:
         await put(db, "ai_requests", text := request())
         await until(lambda: calling(app))
     [task] = await sql(db, "select status, attempts_count from pgflow.step_tasks")
     assert (task.status, task.attempts_count) == ("queued", 0)
+    llmock.reset()
     async with started(database_url, llmock.base_url()):
         [answer] = await answered(db, "answers")
     assert (answer["request_id"], answer["status"]) == (json.loads(text)["request_id"], "success")
