@@ -67,9 +67,8 @@ declare
   v_fault text;
   v_no_queues text[];
 begin
-  v_no_queues := array(
-    select q.name from (select distinct coalesce(i.message ->> 'reply_to', 'ai_results') from unnest(p_items) i) as q (name)
-    where not nexus_api.takes_results(q.name));
+  with named as materialized (select distinct coalesce(i.message ->> 'reply_to', 'ai_results') as queue from unnest(p_items) i)
+  select array_agg(n.queue) into v_no_queues from named n where not nexus_api.takes_results(n.queue);
   select format('request %s: %s', i.request_id, case
       when jsonb_typeof(i.message -> 'messages') is distinct from 'array'
         or jsonb_array_length(i.message -> 'messages') = 0 then 'messages must be an array that is not empty'
