@@ -86,7 +86,11 @@ class Settings(BaseSettings):
     reply_to: str = Field("ai_results", description="queue on which this caller's results arrive")
 
     # the nexus side
-    concurrency: int = Field(1000, ge=1, description="provider calls at once in one process")
+    concurrency: int = Field(
+        1000,
+        ge=1,
+        description="provider calls at once in one process; interactive requests have a tenth more",
+    )
     max_attempts: int = Field(
         40,
         ge=1,

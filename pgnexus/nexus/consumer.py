@@ -49,11 +49,11 @@ class QueueConsumer:
         self._settings = settings
         self._portion = Portion(MAX_BATCH)
         # slots that only interactive requests may use, so that no flood of others delays them
-        self._reserve = settings.concurrency // 10
+        self._reserve = max(1, settings.concurrency // 10)
+        self._slots = settings.concurrency + self._reserve
         self._running: dict[_Fence, asyncio.Task[None]] = {}
-        self._calling: set[_Fence] = (
-            set()
-        )  # those that may be given up; what is answered is stored, come what may
+        # those that may be given up: what is answered is stored, come what may
+        self._calling: set[_Fence] = set()
         self._cancelled: dict[UUID, float] = {}
         self._draining = False
         self._hungry = False
@@ -89,7 +89,7 @@ class QueueConsumer:
         self._give_up(self._calling)
 
     async def _take(self) -> float | None:
-        free = self._settings.concurrency - len(self._running)
+        free = self._slots - len(self._running)
         self._hungry = free <= 0
         if self._hungry or not self._registry.is_alive():
             return None
@@ -110,7 +110,7 @@ class QueueConsumer:
         for row in rows:
             expires_at = None if row.seconds_left is None else now + row.seconds_left
             self._begin(Claim(row.run_id, row.step_slug, row.attempt, row.input, expires_at))
-        self._hungry = self._settings.concurrency - len(self._running) <= self._reserve
+        self._hungry = self._slots - len(self._running) <= self._reserve
         return 0 if not self._hungry and len(rows) >= others else None
 
     def _begin(self, claim: Claim) -> None:

@@ -103,6 +103,21 @@ async def test_never_more_is_claimed_than_can_run(database_url, llmock, db, answ
     assert len(llmock.requests) == 9
 
 
+async def test_a_full_batch_lane_leaves_a_slot_for_an_interactive_request(database_url, llmock, db, answers):
+    llmock.delay(0.5, times=None)
+    async with started(database_url, llmock.base_url(), concurrency=1) as app:
+        await put(db, "ai_requests_batch", *(request() for _ in range(5)))
+        await until(lambda: calling(app))
+        await put(db, "ai_requests_interactive", text := request())
+
+        async def both() -> bool:
+            return app.nexus.consumer.in_flight == 2
+
+        await until(both)
+        early = [answer["request_id"] for answer in await answered(db, "answers", 2)][:3]
+        assert json.loads(text)["request_id"] in early  # with four of the batch still to come
+
+
 async def test_a_drain_gives_back_what_does_not_finish(database_url, llmock, db, answers):
     llmock.delay(30, times=None)
     async with started(database_url, llmock.base_url(), drain_timeout=0.0) as app:
