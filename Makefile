@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+CHAOS_ROUNDS ?= 5
 DEBIAN_PG := /usr/lib/postgresql/15/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -29,8 +30,8 @@ check: .venv/dev.stamp ## format, lint, types, the direction of imports
 bench: .venv/dev.stamp ## measure throughput, latency, commits and WAL; see benchmarks/README.md
 	@$(BIN)/python -m benchmarks
 
-chaos: .venv/dev.stamp ## the long tests that kill things
-	@$(BIN)/pytest -q -m slow
+chaos: .venv/dev.stamp ## the tests that kill things, CHAOS_ROUNDS times (5)
+	@for round in $$(seq $(CHAOS_ROUNDS)); do echo "round $$round"; $(BIN)/pytest -q tests/survival || exit 1; done
 
 dist: .venv/dev.stamp ## build the wheel and the sdist into dist/
 	@$(BIN)/python -m build -q
