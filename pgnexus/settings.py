@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -83,7 +84,9 @@ class Settings(BaseSettings):
     )
     max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request or answer, as JSON")
     idempotency_ttl: float = Field(7 * 86400.0, gt=0, description="seconds an idempotency key is remembered")
-    reply_to: str = Field("ai_results", description="queue on which this caller's results arrive")
+    reply_to: str = Field(
+        "ai_results", pattern=r"^[a-z0-9_]{1,47}$", description="queue on which this caller's results arrive"
+    )
 
     # the nexus side
     concurrency: int = Field(
@@ -115,14 +118,33 @@ class Settings(BaseSettings):
     )
     providers: dict[str, ProviderSettings] = Field(default_factory=dict, description="rows by vendor name")
 
+    @field_validator("database_url", "listen_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, url: Any) -> Any:
+        return None if url == "" else url
+
     @field_validator("routes")
     @classmethod
-    def _route_names_a_provider(cls, routes: dict[str, list[str]]) -> dict[str, list[str]]:
+    def _routes_can_be_taken(cls, routes: dict[str, list[str]]) -> dict[str, list[str]]:
         for name, refs in routes.items():
+            complexity, slash, task_type = name.partition("/")
+            if complexity not in ("simple", "medium", "complex", "*") or (
+                (complexity == "*" or slash) and not task_type
+            ):
+                raise ValueError(f'"{name}" is no route: write "simple", "simple/TASK_TYPE" or "*/TASK_TYPE"')
             for ref in refs:
                 if "/" not in ref:
                     raise ValueError(f'{name}: "{ref}" must be written "provider/model"')
         return routes
+
+    @model_validator(mode="after")
+    def _lease_outlasts_heartbeats(self) -> Settings:
+        if self.worker_lease < 2 * self.heartbeat_interval:
+            raise ValueError(
+                f"worker_lease: {self.worker_lease:g} s must be twice heartbeat_interval "
+                f"({self.heartbeat_interval:g} s) at least, better four times: or live work is given away"
+            )
+        return self
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
@@ -130,9 +152,14 @@ class Settings(BaseSettings):
         try:
             return cls(**{key: value for key, value in overrides.items() if value is not None})
         except ValidationError as error:
-            lines = "; ".join(f"{_setting_name(e['loc'])}: {e['msg']}" for e in error.errors())
+            lines = "; ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors())
             raise InvalidSettings(f"{lines} (set by an argument, PGNEXUS_* or {CONFIG_FILE})") from None
-        except ValueError as error:  # a TOML file that is none, an environment value that is not JSON
+        except SettingsError as error:  # an environment value of a group that is not JSON
+            name = str(error).partition('field "')[2].partition('"')[0]
+            raise InvalidSettings(
+                f"PGNEXUS_{name.upper()}: its value is not JSON ({error.__cause__})"
+            ) from error
+        except ValueError as error:  # a TOML file that is none
             raise InvalidSettings(f"cannot read the settings: {error}") from error
 
     @classmethod
@@ -154,8 +181,12 @@ def _config_file() -> Path:
     return Path(named or CONFIG_FILE)
 
 
-def _setting_name(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "settings"
+def _fault(location: tuple[int | str, ...], message: str) -> str:
+    name = ".".join(str(part) for part in location)
+    if name.endswith(".api_key"):
+        return f"{name}: keys come from the environment; name the variable with api_key_env"
+    message = message.removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message
 
 
 def redact(url: str) -> str:
@@ -170,10 +201,9 @@ def redact(url: str) -> str:
         if parts.password is not None:
             user, host = netloc.rsplit("@", 1)
             netloc = f"{user.split(':', 1)[0]}:***@{host}"
+        pairs = [pair.partition("=") for pair in parts.query.split("&") if pair]
         query = "&".join(
-            "password=***" if pair.startswith("password=") else pair
-            for pair in parts.query.split("&")
-            if pair
+            f"{key}=***" if key.endswith("password") else f"{key}{eq}{value}" for key, eq, value in pairs
         )
         return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
     except ValueError:

@@ -9,7 +9,7 @@ import pytest
 
 from pgnexus.caller.draft import RequestDraft
 from pgnexus.errors import InvalidSettings
-from pgnexus.settings import Settings
+from pgnexus.settings import Settings, redact
 
 
 @pytest.fixture
@@ -60,3 +60,34 @@ def test_an_idempotency_key_is_remembered_as_long_as_the_settings_say() -> None:
         draft = RequestDraft.make("simple", "Hello", settings, idempotency_key="key", **options)
         assert json.loads(draft.body)["idempotency_ttl"] == seconds
     assert "idempotency_ttl" not in json.loads(RequestDraft.make("simple", "Hello", settings).body)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("PGNEXUS_ROUTES", "{bad", "PGNEXUS_ROUTES: its value is not JSON"),
+        ("PGNEXUS_ROUTES", '{"hard": ["openai/gpt-4o"]}', '"hard" is no route'),
+        ("PGNEXUS_ROUTES", '{"*": ["openai/gpt-4o"]}', '"\\*" is no route'),
+        ("PGNEXUS_ROUTES", '{"simple": ["gpt-4o"]}', 'must be written "provider/model"'),
+        ("PGNEXUS_WORKER_LEASE", "5", "worker_lease: 5 s must be twice heartbeat_interval"),
+        ("PGNEXUS_REPLY_TO", "Nope!", "reply_to"),
+        ("PGNEXUS_PROVIDERS__HOUSE__API_KEY", "sk-1", "name the variable with api_key_env"),
+    ],
+)
+def test_what_is_wrong_in_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSettings, match=told) as raised:
+        Settings.load()
+    assert "sk-1" not in str(raised.value)
+
+
+def test_an_empty_url_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGNEXUS_DATABASE_URL", "")
+    assert Settings.load().database_url is None
+
+
+def test_no_password_is_shown() -> None:
+    shown = redact("postgresql://me:one@db/app?sslpassword=two&password=three&sslmode=require")
+    assert shown == "postgresql://me:***@db/app?sslpassword=***&password=***&sslmode=require"

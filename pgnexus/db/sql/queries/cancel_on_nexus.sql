@@ -1,1 +1,0 @@
-select nexus_api.cancel(%(request_ids)s::uuid[])
