@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except typer.Abort:
         code = exits.INTERRUPTED
     except _UsageError as error:
-        Output(json="--json" in words).wrong_usage(_words(error))
+        if said := _words(error):  # none after the help, which is shown to who gives no verb
+            Output(json="--json" in words).wrong_usage(said)
         code = exits.USAGE
     _leave(code if isinstance(code, int) else exits.OK)
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _words(error: Exception) -> str:
     said = error.format_message() if hasattr(error, "format_message") else str(error)
     context = getattr(error, "ctx", None)
-    return f"{said} (see {context.command_path} --help)" if context is not None else str(said)
+    return f"{said} (see {context.command_path} --help)" if said and context is not None else str(said)
 
 
 def _leave(code: int) -> None:

@@ -166,3 +166,9 @@ class TestCommand:
             error = kind.__new__(kind)
             assert exits.code_for(error) in range(1, 131)
         assert f"{exits.INTERRUPTED}" in (exits.__doc__ or "")
+
+    def test_without_a_verb_it_is_the_help(self, run):
+        ended = run()
+        assert ended.code == exits.USAGE
+        assert " doctor " in ended.out + ended.err
+        assert "error:" not in ended.out + ended.err
