@@ -19,6 +19,7 @@ from pgnexus.errors import (
     ProviderTimeout,
 )
 from pgnexus.messages import ApiVersion, Complexity, LLMRequest, ModelInfo, Usage
+from pgnexus.nexus.complaints import Complaints
 from pgnexus.nexus.selection import Candidate, Needs, Selection, Selector
 from pgnexus.providers.catalogue import LOCAL, Vendor, catalogue
 from pgnexus.providers.prices import cost
@@ -95,14 +96,8 @@ class LLMRouter:
         self._settings = settings
         self._providers = providers
         self._vendors = catalogue(settings)
-        for name, refs in settings.routes.items():
-            for ref in refs:
-                vendor = ref.split("/", 1)[0]
-                if (
-                    vendor not in self._vendors and vendor not in settings.providers
-                ):  # else it is switched off
-                    known = ", ".join(self._vendors)
-                    raise InvalidSettings(f"routes.{name}: {ref!r} names no provider; known: {known}")
+        self._complaints = Complaints()
+        self._check_names(settings)
         self._selector = Selector(
             self._vendors,
             providers.keys(),
@@ -110,6 +105,17 @@ class LLMRouter:
             local_model=settings.local_model,
             default_provider=settings.default_provider,
         )
+
+    def _check_names(self, settings: Settings) -> None:
+        """What the settings name must have a row; one that is switched off has."""
+        named = [(f"routes.{name}", ref) for name, refs in settings.routes.items() for ref in refs]
+        if settings.default_provider is not None:
+            named.append(("default_provider", settings.default_provider))
+        for where, ref in named:
+            vendor = ref.split("/", 1)[0]
+            if vendor not in self._vendors and vendor not in settings.providers:
+                known = ", ".join(self._vendors)
+                raise InvalidSettings(f"{where}: {ref!r} names no provider; known: {known}")
 
     def select_model(
         self,
@@ -144,9 +150,10 @@ class LLMRouter:
             return RouteOutcome(error=selection.refusal)
         clock = asyncio.get_running_loop().time
         deadline = None if timeout is None else clock() + timeout
-        return await _Journey(self._settings, self._providers, self._vendors, request, deadline).through(
-            selection
+        journey = _Journey(
+            self._settings, self._providers, self._vendors, self._complaints, request, deadline
         )
+        return await journey.through(selection)
 
     def _selection(self, request: LLMRequest) -> Selection:
         needs = Needs(vision=request.has_images, api=request.api_version)
@@ -170,12 +177,14 @@ class _Journey:
         settings: Settings,
         providers: Mapping[str, Provider],
         vendors: Mapping[str, Vendor],
+        complaints: Complaints,
         request: LLMRequest,
         deadline: float | None,
     ) -> None:
         self._settings = settings
         self._providers = providers
         self._vendors = vendors
+        self._complaints = complaints
         self._request = request
         self._deadline = deadline
         self._clock = asyncio.get_running_loop().time
@@ -229,6 +238,7 @@ class _Journey:
             answer = InternalFailure(
                 f"{candidate}: {type(error).__name__} in pgnexus; its log has the traceback"
             )
+        self._complaints.hear(candidate, answer)
         self._note(candidate, answer, started_at, round((self._clock() - start) * 1000))
         return answer
 
