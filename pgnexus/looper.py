@@ -15,6 +15,31 @@ _FIRST_BACKOFF = 0.1
 _LAST_BACKOFF = 5.0
 
 
+class Outage:
+    """What the loops of a process say of a database that is away: once for all of them, and once when it is back."""
+
+    def __init__(self) -> None:
+        self._waiting: set[Looper] = set()
+
+    def begins(self, looper: Looper, error: DatabaseUnavailable) -> None:
+        if not self._waiting:
+            log.warning("waits for the database: %s", error)
+        self._waiting.add(looper)
+
+    def ends(self, looper: Looper) -> None:
+        if looper in self._waiting:
+            self._waiting.discard(looper)
+            if not self._waiting:
+                log.warning("the database is back")
+
+    def forget(self, looper: Looper) -> None:
+        """It stopped, and waits for nothing."""
+        self._waiting.discard(looper)
+
+
+_OUTAGE = Outage()
+
+
 class Looper:
     """Calls ``work`` again and again until stopped.
 
@@ -34,7 +59,6 @@ class Looper:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._faults = 0
-        self._outage = False
 
     def start(self) -> None:
         """Begin, in the running event loop; the first round comes at once."""
@@ -60,6 +84,7 @@ class Looper:
         self._woken.set()
         if self._task is not None:
             await self._task
+        _OUTAGE.forget(self)
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
@@ -82,15 +107,11 @@ class Looper:
                     await asyncio.sleep(0)  # others run, too
 
     def _after_success(self) -> None:
-        if self._outage:
-            log.info("%s: the database is back", self.name)
-        self._outage = False
+        _OUTAGE.ends(self)
         self._faults = 0
 
     async def _after_outage(self, error: DatabaseUnavailable) -> None:
-        if not self._outage:
-            log.warning("%s: waits for the database: %s", self.name, error)
-        self._outage = True
+        _OUTAGE.begins(self, error)
         self._faults += 1
         await _wait(self._stopping, _FIRST_BACKOFF * random.uniform(0.5, 1.5))
         if not self._stopping.is_set():  # a wake-up says that the listener has the database back

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 
 import pytest
@@ -115,16 +114,30 @@ async def test_stop_lets_the_work_finish() -> None:
     assert ended.is_set()
 
 
-async def test_an_outage_is_reported_once_and_ends(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="pgnexus")
+async def test_an_outage_is_told_once_for_all_loops_and_so_is_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     gone = DatabaseUnavailable("nobody there")
-    work = Work(gone, gone, gone, None)
-    looper = Looper("poller", work, poll_interval=NEVER)
-    looper.start()
-    await work.reached(4)
-    await looper.stop()
+    works = [Work(gone, gone, gone, None) for _ in range(3)]
+    loopers = [Looper("poller", work, poll_interval=NEVER) for work in works]
+    for looper in loopers:
+        looper.start()
+    for work, looper in zip(works, loopers, strict=True):
+        await work.reached(4)
+        await looper.stop()
     told = [record.getMessage() for record in caplog.records]
-    assert told == ["poller: waits for the database: nobody there", "poller: the database is back"]
+    assert told == ["waits for the database: nobody there", "the database is back"]
+
+
+async def test_a_loop_that_stops_waits_for_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    gone = DatabaseUnavailable("nobody there")
+    for _ in range(2):
+        work = Work(*[gone] * 50)
+        looper = Looper("poller", work, poll_interval=NEVER)
+        looper.start()
+        await work.reached(2)
+        await looper.stop()
+    assert [record.getMessage() for record in caplog.records] == ["waits for the database: nobody there"] * 2
 
 
 async def test_any_other_fault_is_logged_with_its_traceback_and_passed(
