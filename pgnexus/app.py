@@ -14,6 +14,7 @@ from pgnexus.db.database import Database
 from pgnexus.db.embedded import EmbeddedServer
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
+from pgnexus.errors import SchemaMismatch
 from pgnexus.looper import Looper
 from pgnexus.nexus.service import NexusService
 from pgnexus.providers import build_providers
@@ -146,6 +147,11 @@ async def database_url(
             report("looking after the schema")
             await schema.migrate(url)
         yield url
+    except SchemaMismatch as error:
+        raise SchemaMismatch(
+            f"{error}. It is in the embedded server's directory {server.data_dir}: "
+            "set PGNEXUS_DATA_DIR to another directory, or remove that one with all that is stored there"
+        ) from error
     finally:
         await asyncio.to_thread(server.stop)
 

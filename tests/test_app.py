@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from pgnexus.app import App
+from pgnexus.app import App, database_url
+from pgnexus.db.connection import connect
 from pgnexus.db.database import Database
-from pgnexus.errors import UnsuitableDatabase
+from pgnexus.db.queries import load
+from pgnexus.errors import SchemaMismatch, UnsuitableDatabase
+from pgnexus.settings import Settings
 from tests.system import fast, running
 
 
@@ -28,3 +33,21 @@ async def test_the_callers_role_cannot_be_the_nexus_side(caller_url: str, db: Da
         await App(fast(caller_url), nexus=True).start()
     [row] = await db.query("live_instances", {"lease": 60})
     assert row.instances == 0
+
+
+async def test_an_embedded_server_of_another_build_names_its_directory_and_what_to_type(
+    server_dir: Path, pg_bin: Path | None
+) -> None:
+    if pg_bin is not None:
+        pytest.skip("the embedded server is the one of the wheel")
+    settings = Settings.load(data_dir=server_dir / "data")
+    async with database_url(settings) as url:
+        connection = await connect(url, timeout=5, application_name="test")
+        async with connection:
+            await connection.execute("UPDATE pgnexus.schema_migrations SET checksum = 'of another'")
+            await connection.execute(load("publish_migrations"))
+    with pytest.raises(SchemaMismatch, match="another build") as caught:
+        async with database_url(settings):
+            pass
+    assert f"{server_dir}/data: set PGNEXUS_DATA_DIR" in str(caught.value)
+    assert "of another" not in str(caught.value).replace("of another build", "")

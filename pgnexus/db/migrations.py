@@ -61,8 +61,8 @@ def missing(have: str | None, known: list[Migration]) -> list[Migration]:
     for migration, mark in zip(known, marks, strict=False):
         if mark != migration.mark:
             raise SchemaMismatch(
-                f"the database has the migration {mark}, this pgnexus the migration {migration.mark}: the "
-                "schema comes from another build; use the pgnexus it was made by, or a fresh database"
+                f"the database's schema ({mark.split()[0]}) comes from another build of pgnexus: "
+                "use the pgnexus it was made by, or a fresh database"
             )
     if len(marks) > len(known):
         raise SchemaMismatch(
