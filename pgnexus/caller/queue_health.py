@@ -20,7 +20,10 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class QueueHealth:
-    """All queues, and the nexus side's last five minutes; latencies are of provider calls, in milliseconds."""
+    """All queues, and the nexus side's last five minutes; latencies are of provider calls, in milliseconds.
+
+    ``failures`` counts failed calls by "provider outcome".
+    """
 
     queues: tuple[QueueDepth, ...]
     in_flight: int
@@ -29,6 +32,7 @@ class QueueHealth:
     calls: int
     calls_per_second: float
     failed_calls: int
+    failures: dict[str, int]
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None

@@ -57,6 +57,8 @@ def _activity(health: QueueHealth) -> list[str]:
         lines.append(
             f"latency: p50 {duration(health.p50_ms)}, p95 {duration(health.p95_ms)}, p99 {duration(health.p99_ms)}"
         )
+    failures = sorted(health.failures.items(), key=lambda item: -item[1])
+    lines += [f"[warn]failed: {name}, {calls:,} times[/]" for name, calls in failures]
     return lines
 
 

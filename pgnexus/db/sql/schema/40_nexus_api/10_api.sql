@@ -68,12 +68,12 @@ begin
 end
 $$;
 
--- How many instances of the nexus side give signs of life.
+-- How many instances of the nexus side give signs of life. Here and below p_lease is for those that told no lease.
 create function nexus_api.live_instances(p_lease interval) returns int
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select count(*)::int from pgflow.workers w
   where w.queue_name = 'llm_request_workflow' and w.stopped_at is null
-    and w.last_heartbeat_at > clock_timestamp() - p_lease
+    and w.last_heartbeat_at > clock_timestamp() - coalesce(w.lease, p_lease)
 $$;
 
 -- The models that live instances know, and whether any of them can use it now.
@@ -82,7 +82,7 @@ returns table (provider text, model text, usable boolean, reason text)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select m.provider, m.model, bool_or(m.usable), case when not bool_or(m.usable) then min(m.reason) end
   from nexus.models m join pgflow.workers w on w.worker_id = m.instance_id
-  where w.stopped_at is null and w.last_heartbeat_at > clock_timestamp() - p_lease
+  where w.stopped_at is null and w.last_heartbeat_at > clock_timestamp() - coalesce(w.lease, p_lease)
   group by m.provider, m.model
   order by 3 desc, 1, 2
 $$;
@@ -106,15 +106,19 @@ end
 $$;
 
 -- What the nexus side is doing: requests in flight and put back, and of the provider calls that ended in the last
--- p_window: how many a second, how many failed, and their latency.
+-- p_window: how many a second, how many failed (and how often which provider failed how), and their latency.
 create function nexus_api.activity(p_lease interval, p_window interval default '5 minutes')
 returns table (in_flight bigint, waiting_for_retry bigint, instances int, calls bigint, calls_per_second double precision,
-               failed_calls bigint, p50_ms double precision, p95_ms double precision, p99_ms double precision)
+               failed_calls bigint, failures jsonb, p50_ms double precision, p95_ms double precision,
+               p99_ms double precision)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.flow_slug = 'llm_request_workflow'),
          (select count(*) from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = 'llm_request_workflow'),
          nexus_api.live_instances(p_lease), count(*), count(*) / extract(epoch from p_window)::double precision,
          count(*) filter (where a.outcome <> 'success'),
+         (select coalesce(jsonb_object_agg(f.name, f.calls), '{}')
+          from (select b.provider || ' ' || b.outcome as name, count(*) as calls from nexus.attempts b
+                where b.started_at > clock_timestamp() - p_window and b.outcome <> 'success' group by 1) f),
          percentile_cont(0.5) within group (order by a.duration_ms),
          percentile_cont(0.95) within group (order by a.duration_ms),
          percentile_cont(0.99) within group (order by a.duration_ms)
