@@ -109,15 +109,27 @@ def _progress(output: Output, total: int) -> Iterator[Any]:
 
         def show(tally: Tally) -> None:
             failed = f"[bad]{tally.failed:,} failed[/]  " if tally.failed else ""
-            rest = f"{failed}{tally.tokens:,} tok  {money(tally.cost)}"
+            rest = f"{failed}{tally.tokens:,} tok  {_cost(tally)}"
             progress.update(task, completed=tally.done + tally.skipped, rest=rest)
 
         yield show
 
 
+def _cost(tally: Tally) -> str:
+    """What was spent; what is not known is never shown as nothing.
+
+    >>> _cost(Tally(unknown_costs=2)), _cost(Tally(unknown_costs=2, known_costs=1)), _cost(Tally())
+    ('cost unknown', '≥ $0', '$0')
+    """
+    if tally.unknown_costs and tally.known_costs:
+        return f"≥ {money(tally.known_cost)}"
+    return money(tally.cost)
+
+
 def _tell(output: Output, tally: Tally, *, interrupted: bool, seconds: float) -> None:
     if output.json:
-        document = asdict(tally) | {"cost": format(tally.cost, "f")}
+        cost = None if tally.cost is None else format(tally.cost, "f")
+        document = asdict(tally) | {"cost": cost, "known_cost": format(tally.known_cost, "f")}
         output.document(document | {"interrupted": interrupted, "seconds": round(seconds, 3)})
         return
     parts = [f"{tally.done - tally.failed:,} answered"]
@@ -127,7 +139,7 @@ def _tell(output: Output, tally: Tally, *, interrupted: bool, seconds: float) ->
         parts.append(f"{tally.skipped:,} there before")
     if tally.failed_before:
         parts[-1] += f", {tally.failed_before:,} of them failed (--retry-failed asks them again)"
-    parts += [f"{tally.tokens:,} tokens", money(tally.cost), duration(seconds * 1000)]
+    parts += [f"{tally.tokens:,} tokens", _cost(tally), duration(seconds * 1000)]
     output.say(" · ".join(parts))
     if tally.unknown_costs:
         output.say(f"[quiet]of {tally.unknown_costs:,} the cost is not known[/quiet]")

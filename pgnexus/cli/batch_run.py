@@ -34,8 +34,14 @@ class Tally:
     done: int = 0
     failed: int = 0
     tokens: int = 0
-    cost: Decimal = field(default_factory=Decimal)
+    known_cost: Decimal = field(default_factory=Decimal)
+    known_costs: int = 0  # how many lines ``known_cost`` is of
     unknown_costs: int = 0
+
+    @property
+    def cost(self) -> Decimal | None:
+        """Of all lines; None when that of any is not known."""
+        return None if self.unknown_costs else self.known_cost
 
     def count(self, outcome: Mapping[str, Any]) -> None:
         self.done += 1
@@ -44,7 +50,9 @@ class Tally:
             self.failed += 1
         elif outcome["cost"] is None:
             self.unknown_costs += 1
-        self.cost += Decimal(outcome["cost"] or 0)
+        if outcome["cost"] is not None:
+            self.known_costs += 1
+            self.known_cost += Decimal(outcome["cost"])
 
 
 class BatchRun:

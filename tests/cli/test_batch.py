@@ -3,10 +3,12 @@
 import json
 import signal
 from collections import Counter
+from decimal import Decimal
 
 import pytest
 
 from pgnexus.cli.batch_files import InputFile, OutputFile
+from pgnexus.cli.batch_run import Tally
 from pgnexus.errors import InvalidRequest
 
 
@@ -76,6 +78,22 @@ class TestLines:
         assert {row["request_id"] for row in rows} == {out[number]["request_id"] for number in good}
         assert {row["priority"] for row in rows} == {"batch"}
         assert all(record.body["messages"][0]["content"] == "Be short." for record in llmock.requests)
+
+    def test_a_cost_that_is_not_known_is_not_nothing(self, run, files):
+        source, target = files
+        write(source, {"prompt": "one"})
+        ended = run("batch", source, "-o", target)
+        assert "cost unknown" in ended.err
+        assert "$" not in ended.err
+        found = run("batch", source, "-o", target.with_name("other"), "--json").document
+        assert (found["cost"], found["known_cost"], found["unknown_costs"]) == (None, "0", 1)
+
+    def test_costs_of_which_some_are_known_are_a_lower_bound(self):
+        tally = Tally()
+        for cost in (None, "0.25", "0.5"):
+            tally.count({"status": "success", "usage": None, "cost": cost})
+        assert tally.cost is None
+        assert (tally.known_cost, tally.unknown_costs) == (Decimal("0.75"), 1)
 
     def test_run_again_it_asks_nothing_and_writes_nothing(self, run, llmock, files):
         source, target = files
