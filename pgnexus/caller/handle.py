@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from pgnexus.caller.progress import RequestProgress
 from pgnexus.caller.results import JobStatus
 from pgnexus.messages import LLMResult
 
@@ -26,6 +27,10 @@ class RequestHandle:
     async def status(self) -> JobStatus:
         """Where the request is now."""
         return (await self._service.job_result(self.request_id)).status
+
+    async def progress(self) -> RequestProgress | None:
+        """How far it has come: attempts, the last error; None when nobody has taken it up, or when it has ended."""
+        return await self._service.progress(self.request_id)
 
     async def result(self, timeout: float | None = None) -> LLMResult:
         """Wait for the result, for ``timeout`` seconds at most; the request goes on past them.

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 from pgnexus.caller.draft import Messages, Options, RequestDraft
 from pgnexus.caller.handle import RequestHandle
+from pgnexus.caller.progress import RequestProgress
 from pgnexus.caller.queue_health import QueueHealth
 from pgnexus.caller.request_worker import Accepted, LlmRequestWorker
 from pgnexus.caller.result_poller import LlmResultPoller
@@ -158,6 +159,11 @@ class LLMService:
         if stored is None:
             raise UnknownRequest(request_id)
         return stored
+
+    async def progress(self, request_id: UUID | str) -> RequestProgress | None:
+        """How far a request has come; None when nobody has taken it up, or when it has ended."""
+        self._check_home()
+        return await RequestProgress.read(self._db, _uuid(request_id))
 
     async def search(self, **filters: Any) -> list[JobResult]:
         """Stored requests, the newest first; the filters are those of `JobResult.search`."""

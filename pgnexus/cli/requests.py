@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, get_args
 
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from pgnexus.app import App
 from pgnexus.caller.handle import RequestHandle
+from pgnexus.caller.progress import RequestProgress
 from pgnexus.caller.results import JobResult, JobStatus
 from pgnexus.cli import exits
 from pgnexus.cli.ask import print_result, wait_and_print
@@ -48,17 +50,20 @@ async def result(
                 working("waiting for the result")
                 return await wait_and_print(cli.output, handle, interrupt, working, timeout)
             job = await app.service.job_result(handle.request_id)
+            progress = await handle.progress()
         finally:
             await app.stop()
-    return _print_job(cli.output, job)
+    return _print_job(cli.output, job, progress)
 
 
-def _print_job(output: Output, job: JobResult) -> int:
+def _print_job(output: Output, job: JobResult, progress: RequestProgress | None) -> int:
     if not job.ended:
         if output.json:
-            output.document({"request_id": str(job.request_id), "status": job.status})
+            where = asdict(progress) if progress else None
+            output.document({"request_id": str(job.request_id), "status": job.status, "progress": where})
+        how = f", {escape(str(progress))}" if progress else ""
         output.say(
-            f"request {job.request_id} is [status.{job.status}]{job.status}[/]; --wait waits for its result"
+            f"request {job.request_id} is [status.{job.status}]{job.status}[/]{how}; --wait waits for its result"
         )
         return exits.TIMEOUT
     found = job.to_result()
