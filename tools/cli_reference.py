@@ -52,12 +52,14 @@ A line of OUT is written when its result comes, so OUT has another order than IN
 | `cost` | US dollars as decimal text, null when not known |
 | `error` | `type`, `message`, `retryable`; null for a success |
 | `request_id` | the request, for `pgnexus result`; null for a line that could not be asked |
-| `input_hash` | of the line of IN, so that a changed line is asked anew |
+| `input_hash` | of what is asked: the line of IN, `--name`, and the options that the command line adds to it |
 
 A line that is no request (no JSON, an unknown option, …) becomes a failed line of OUT with `error.type`
 `invalid_request`, and stops nothing.
 
-Run the same command again after Ctrl-C, a crash or a change of IN. What OUT has is passed over; a last line that was
+Run the same command again after Ctrl-C, a crash or a change of IN. What OUT has is passed over, unless it was asked
+with another `--name` or other options; `--timeout`, `--priority` and `--agent-id` may differ, for they leave the
+answer alike; a last line that was
 half written is cut off and written again; what was under way is found again by its idempotency key, which is made of
 the batch's name (by default the path of IN), the line's number, and what is asked. The key is remembered for 30 days.
 So no line is asked twice. Only a provider call that was under way in a process that was killed is made again, as the

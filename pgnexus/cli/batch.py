@@ -78,14 +78,14 @@ async def batch(
         interrupt.on_second(app.hurry)
         with _progress(output, total) as shown:
             run = BatchRun(
-                app.service, lines, answers, name=name or str(source.resolve()), defaults=given,
+                app.service, lines, answers, name=name, defaults=given,
                 window=window, retry_failed=retry_failed, on_progress=shown,
             )  # fmt: skip
             run.tally.lines = total
             await interrupt.unless(run.run())
             shown(run.tally)
         if interrupt.came:
-            output.say("[warn]stopping[/warn]: calls under way may finish (Ctrl-C again gives them back)")
+            output.say(_stopping(app))
     _tell(output, run.tally, interrupted=interrupt.came, seconds=time.monotonic() - start)
     if interrupt.came:
         return exits.INTERRUPTED
@@ -113,6 +113,15 @@ def _progress(output: Output, total: int) -> Iterator[Any]:
             progress.update(task, completed=tally.done + tally.skipped, rest=rest)
 
         yield show
+
+
+def _stopping(app: App) -> str:
+    """What becomes of the calls under way, which are ours only with a nexus in this process."""
+    if app.nexus is None:
+        return "[warn]stopping[/warn]: what was asked goes on in the nexus that is alive"
+    if not app.nexus.consumer.in_flight:
+        return "[warn]stopping[/warn]"
+    return "[warn]stopping[/warn]: calls under way may finish (Ctrl-C again gives them back)"
 
 
 def _cost(tally: Tally) -> str:

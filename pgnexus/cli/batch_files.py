@@ -13,13 +13,14 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from pydantic_core import from_json, to_json
 
-from pgnexus.errors import InvalidRequest
+from pgnexus.errors import InvalidRequest, PgnexusError
 
 _BEGINNING: Final = b'{"line":'
 _LONGEST_TRIES: Final = 255
@@ -31,11 +32,13 @@ class InputLine:
 
     number: int
     text: bytes
+    options: bytes = b""  # what the command line adds to it
 
     @property
     def hash(self) -> int:
-        """64 bits of what it says; never 0."""
-        return int.from_bytes(hashlib.sha256(self.text).digest()[:8], "big") or 1
+        """64 bits of what is asked; never 0."""
+        asked = self.text + b"\n" + self.options if self.options else self.text
+        return int.from_bytes(hashlib.sha256(asked).digest()[:8], "big") or 1
 
 
 class InputFile:
@@ -53,6 +56,12 @@ class InputFile:
     def count(self) -> int:
         """How many lines there are to ask."""
         return sum(1 for _ in self)
+
+
+class UnwritableOutput(PgnexusError):
+    """OUT cannot be written any more, for a full disk or the like; what was asked is stored."""
+
+    type = "unwritable_output"
 
 
 class Done:
@@ -123,12 +132,19 @@ class OutputFile:
         await asyncio.to_thread(self._append, b"".join(lines))
 
     def _append(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UnwritableOutput(
+                f"{self.path} cannot be written: {error.strerror}; "
+                "nothing is lost: mend that, and run the same command again"
+            ) from error
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written was told
+            self._file.close()
 
 
 def output_line(line: InputLine, outcome: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from pgnexus.storable import parse
 _OUTAGE: Final = 300.0  # seconds without a database until the batch gives up; it can be resumed
 _LONGEST_WAIT: Final = 5.0
 _KEY_TTL: Final = 30 * 86400.0
+_HOW: Final = frozenset({"timeout", "priority", "agent_id"})  # options that leave the answer alike
 
 
 @dataclass
@@ -64,7 +65,7 @@ class BatchRun:
         source: InputFile,
         target: OutputFile,
         *,
-        name: str,
+        name: str | None,
         defaults: Mapping[str, Any],
         window: int,
         retry_failed: bool,
@@ -73,7 +74,8 @@ class BatchRun:
         self._service = service
         self._source = source
         self._target = target
-        self._name = name
+        self._name = name or str(source.path.resolve())
+        self._given_name = name
         self._defaults = defaults
         self._slots = asyncio.Semaphore(window)
         self._retry_failed = retry_failed
@@ -83,10 +85,20 @@ class BatchRun:
 
     async def run(self) -> None:
         """Ask all lines. Cancelled, it leaves: what was accepted goes on, and the next run finds it."""
-        writer = asyncio.create_task(self._write())
+        writer, asking = asyncio.create_task(self._write()), asyncio.create_task(self._ask_all())
+        try:
+            await asyncio.wait({writer, asking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asking.cancel()  # where the writer failed, or we were cancelled
+            await asyncio.wait({asking})
+            self._outcomes.put_nowait(None)
+            await writer
+        await asking
+
+    async def _ask_all(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for line in self._source:
+                for line in map(self._with_options, self._source):
                     if self._is_done(line):
                         self.tally.skipped += 1
                         self.tally.failed_before += self._target.done.failures(line) > 0
@@ -95,9 +107,18 @@ class BatchRun:
                     group.create_task(self._answer(line))
         except BaseExceptionGroup as group_of_errors:
             raise group_of_errors.exceptions[0] from None
-        finally:
-            self._outcomes.put_nowait(None)
-            await writer
+
+    def _with_options(self, line: InputLine) -> InputLine:
+        """The line with what else decides about its answer, so that it is done only where all that is alike."""
+        shaping = {key: value for key, value in self._defaults.items() if key not in _HOW}
+        if not shaping and self._given_name is None:
+            return line
+        try:
+            own = parse(line.text)
+        except ValueError:
+            own = None
+        added = {key: value for key, value in shaping.items() if not isinstance(own, dict) or key not in own}
+        return replace(line, options=to_json([self._given_name, added]))
 
     def _is_done(self, line: InputLine) -> bool:
         done = self._target.done

@@ -1,7 +1,7 @@
 """Under every verb: the exit codes that scripts can rely on, and the one for each error.
 
 0    it worked
-1    the request failed; of `batch` and `cancel`: some did; of `doctor`: something is to be mended
+1    the request failed; `batch`, `cancel`: some did, or OUT cannot be written; `doctor`: something is to be mended
 2    wrong usage, settings or request; nothing was stored
 3    the database: not there, without its schema, or unsuitable
 4    no result in time: the request's deadline passed, or the wait is over and the request goes on
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from pgnexus.cli.batch_files import UnwritableOutput
 from pgnexus.errors import (
     DatabaseError,
     InvalidRequest,
@@ -47,6 +48,7 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], int], ...]] = (
     (RequestCancelled, CANCELLED),
     (UnknownRequest, UNKNOWN),
     (RequestError, FAILED),
+    (UnwritableOutput, FAILED),
 )
 _BY_STATUS: Final[dict[Status, int]] = {
     "success": OK,

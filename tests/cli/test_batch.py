@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from collections import Counter
 from decimal import Decimal
 
@@ -125,6 +127,38 @@ class TestLines:
         run("batch", source, "-o", target)
         assert prompts(llmock) == {"same": 2, "new": 1}
         assert [line["line"] for line in read(target)][-1] == 3
+
+    @pytest.mark.parametrize("options", [["--name", "another"], ["-m", "gpt-4o"], ["--system", "Be short."]])
+    def test_other_options_ask_anew_into_the_same_output(self, run, llmock, files, options):
+        source, target = files
+        write(source, {"prompt": "one"}, "no json")
+        for given in ([], options):
+            run("batch", source, "-o", target, *given)
+            again = run(
+                "batch", source, "-o", target, *given, "--timeout", "99", "--agent-id", "me", "--json"
+            )
+            assert (again.document["done"], again.document["skipped"]) == (0, 2)
+        assert [line["line"] for line in sorted(read(target), key=lambda line: line["line"])] == [1, 1, 2, 2]
+        assert len(llmock.requests) == 2
+
+    def test_options_that_a_line_has_itself_ask_nothing_anew(self, run, llmock, files):
+        source, target = files
+        write(source, {"prompt": "one", "model": "gpt-4o"}, {"prompt": "two"})
+        run("batch", source, "-o", target, "-m", "gpt-4")
+        assert run("batch", source, "-o", target, "-m", "gpt-4-turbo", "--json").document["skipped"] == 1
+        assert prompts(llmock) == {"one": 1, "two": 2}
+
+    def test_an_output_that_cannot_be_written_stops_it_at_once(self, run, env, llmock, files):
+        source, target = files
+        write(source, *({"prompt": f"question {n}"} for n in range(200)))
+        command = f"ulimit -f 4; exec {sys.executable} -m pgnexus batch {source} -o {target} --window 4"
+        ended = subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1, ended.stderr
+        assert f"{target} cannot be written: File too large" in " ".join(ended.stderr.split())
+        assert len(llmock.requests) < 100
+        assert run("batch", source, "-o", target).code == 0
+        assert sorted(line["line"] for line in read(target)) == list(range(1, 201))
+        assert prompts(llmock) == {f"question {n}": 1 for n in range(200)}
 
     def test_failed_lines_are_asked_again_on_request(self, run, llmock, files):
         source, target = files
