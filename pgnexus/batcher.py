@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from pgnexus.db.connection import is_data_fault
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
-
-
-LARGEST_STATEMENT = 16 * 1024 * 1024  # characters; a statement is held in memory, here and in the server
-
-
-def portions(
-    items: Sequence[Item], size: Callable[[Item], int], *, most: int = 1000, largest: int = LARGEST_STATEMENT
-) -> Iterator[Sequence[Item]]:
-    """``items`` in runs of at most ``most``, and of at most ``largest`` by ``size`` unless one alone is larger.
-
-    >>> [list(portion) for portion in portions(["a", "bb", "ccc", "d"], len, most=3, largest=3)]
-    [['a', 'bb'], ['ccc'], ['d']]
-    """
-    start = total = 0
-    for end, item in enumerate(items):
-        total += size(item)
-        if end > start and (end - start == most or total > largest):
-            yield items[start:end]
-            start, total = end, size(item)
-    if start < len(items):
-        yield items[start:]
 
 
 class Batcher(Generic[Item, Out]):

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from pgnexus.batcher import Batcher, portions
+from pgnexus.batcher import Batcher
 from pgnexus.caller.draft import RequestDraft
 from pgnexus.caller.joined import JoinedConnection, refusal
 from pgnexus.caller.results import JobStatus
@@ -17,6 +17,7 @@ from pgnexus.db.database import Database
 from pgnexus.db.notifier import Notifier
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.messages import REQUESTS_CHANNEL
+from pgnexus.portions import portions
 
 MAX_BATCH = 1000
 

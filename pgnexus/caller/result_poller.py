@@ -16,8 +16,8 @@ from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
 from pgnexus.looper import Looper
 from pgnexus.messages import DONE_CHANNEL, RESULTS_CHANNEL, LLMResult
-from pgnexus.portion import Portion
 from pgnexus.settings import Settings
+from pgnexus.take_limit import TakeLimit
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class LlmResultPoller:
         self._waiters = waiters
         self._queue = settings.reply_to
         self._poll_interval = settings.poll_interval
-        self._portion = Portion(MAX_BATCH)
+        self._limit = TakeLimit(MAX_BATCH)
         self._swept_all_at = float("-inf")
         self._taker = Looper("result poller", self._take, poll_interval=settings.poll_interval)
         self._sweeper = Looper("result sweeper", self._sweep, poll_interval=settings.poll_interval)
@@ -58,7 +58,7 @@ class LlmResultPoller:
         self._sweeper.wake()
 
     async def _take(self) -> float | None:
-        limit, notify = self._portion.size, self._notifier.claim(DONE_CHANNEL)
+        limit, notify = self._limit.size, self._notifier.claim(DONE_CHANNEL)
         try:
             rows = await self._db.query(
                 "take_results", {"queue": self._queue, "limit": limit, "notify": notify}
@@ -68,7 +68,7 @@ class LlmResultPoller:
                 raise
             await self._isolate()
             return 0
-        self._portion.grow()
+        self._limit.grow()
         ended = [row for row in rows if row.request_id is not None]
         for row in ended:
             if self._waiters.is_waiting(row.request_id):
@@ -88,7 +88,7 @@ class LlmResultPoller:
             self._waiters.look(request_id)
 
     async def _isolate(self) -> None:
-        if not self._portion.halve():
+        if not self._limit.halve():
             return
         for row in await self._db.query("reject_result", {"queue": self._queue}):
             log.error(

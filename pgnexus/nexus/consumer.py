@@ -18,8 +18,8 @@ from pgnexus.looper import Looper
 from pgnexus.messages import CANCEL_CHANNEL, REQUEST_QUEUES, REQUESTS_CHANNEL
 from pgnexus.nexus.settler import Settler
 from pgnexus.nexus.workflow import Claim, LLMRequestWorkflow
-from pgnexus.portion import Portion
 from pgnexus.settings import Settings
+from pgnexus.take_limit import TakeLimit
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class QueueConsumer:
         self._workflow = workflow
         self._settler = settler
         self._settings = settings
-        self._portion = Portion(MAX_BATCH)
+        self._limit = TakeLimit(MAX_BATCH)
         # slots that only interactive requests may use, so that no flood of others delays them
         self._reserve = max(1, settings.concurrency // 10)
         self._slots = settings.concurrency + self._reserve
@@ -93,7 +93,7 @@ class QueueConsumer:
         self._hungry = free <= 0
         if self._hungry or not self._registry.is_alive():
             return None
-        limit = min(free, self._portion.size)
+        limit = min(free, self._limit.size)
         others = max(0, min(free - self._reserve, limit))
         try:
             rows = await self._db.query(
@@ -105,7 +105,7 @@ class QueueConsumer:
                 raise
             await self._isolate()
             return 0
-        self._portion.grow()
+        self._limit.grow()
         now = time.monotonic()
         for row in rows:
             expires_at = None if row.seconds_left is None else now + row.seconds_left
@@ -170,7 +170,7 @@ class QueueConsumer:
         self._give_up(self._calling)
 
     async def _isolate(self) -> None:
-        if not self._portion.halve():
+        if not self._limit.halve():
             return
         worker_id = self._registry.instance_id()
         for lane in REQUEST_QUEUES.values():

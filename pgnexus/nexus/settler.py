@@ -10,13 +10,14 @@ from uuid import UUID
 
 import psycopg
 
-from pgnexus.batcher import Batcher, portions
+from pgnexus.batcher import Batcher
 from pgnexus.db.connection import is_data_fault
 from pgnexus.db.database import Database
 from pgnexus.db.notifier import Notifier
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.messages import RESULTS_CHANNEL
 from pgnexus.nexus.workflow import LLMRequestWorkflow, Settlement
+from pgnexus.portions import portions
 
 log = logging.getLogger(__name__)
 

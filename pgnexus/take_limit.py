@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-class Portion:
+class TakeLimit:
     """Halves after each transaction that failed for its data, until the culprit stands alone; then grows again.
 
-    >>> portion = Portion(4)
-    >>> [portion.halve(), portion.size, portion.halve(), portion.size, portion.halve()]
+    >>> limit = TakeLimit(4)
+    >>> [limit.halve(), limit.size, limit.halve(), limit.size, limit.halve()]
     [False, 2, False, 1, True]
     """
 
