@@ -134,7 +134,8 @@ async def test_a_handler_that_kills_its_process_every_time(
         assert await worker.wait() == 9
         [task] = await sql(db, "select status, attempts_count from pgflow.step_tasks")
         assert (task.status, task.attempts_count) == ("started", attempt)
-        await sql(db, "select pgflow.recover_tasks('0 s')")
+        await sql(db, "update pgflow.workers set lease = '0 s'")  # as if it had passed
+        await sql(db, "select pgflow.recover_tasks()")
     failure = await answer(db)
     assert (failure["status"], failure["error"]["type"]) == ("failed", "worker_lost")
 

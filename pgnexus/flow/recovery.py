@@ -14,14 +14,11 @@ log = logging.getLogger(__name__)
 class Recovery:
     """A loop that any number of processes run; ``on_work`` hears when something may be claimed again."""
 
-    def __init__(
-        self, db: Database, flow_slug: str, on_work: Callable[[], None], *, interval: float, lease: float
-    ) -> None:
+    def __init__(self, db: Database, flow_slug: str, on_work: Callable[[], None], *, interval: float) -> None:
         self._db = db
         self._flow_slug = flow_slug
         self._on_work = on_work
         self._interval = interval
-        self._lease = lease
         self._looper = Looper("recovery", self._round, poll_interval=interval)
 
     def start(self) -> None:
@@ -35,7 +32,7 @@ class Recovery:
         await self._looper.stop()
 
     async def _round(self) -> float | None:
-        recovered = await self._db.query("recover_tasks", {"lease": self._lease})
+        recovered = await self._db.query("recover_tasks")
         for row in recovered:
             what = "failed, no attempt is left" if row.exhausted else "given back"
             log.warning("request %s: its worker was lost; %s", row.run_id, what)

@@ -39,6 +39,7 @@ class Registry:
             "worker_id": uuid4(),
             "queue_name": queue_name,
             "function_name": f"pgnexus {socket.gethostname()} pid {os.getpid()}",
+            "lease": lease,
         }
         self._last_sign = float("-inf")
         self._stopping = threading.Event()

@@ -50,7 +50,6 @@ class NexusService:
             FLOW_SLUG,
             lambda: notifier.committed(REQUESTS_CHANNEL),
             interval=settings.heartbeat_interval,
-            lease=settings.worker_lease,
         )
 
     async def start(self) -> None:

@@ -125,7 +125,8 @@ create table pgflow.workers (
   started_at        timestamptz not null default now(),
   deprecated_at     timestamptz,
   stopped_at        timestamptz,
-  last_heartbeat_at timestamptz not null default now()
+  last_heartbeat_at timestamptz not null default now(),
+  lease             interval  -- how long it is taken for alive after a sign of life, as it says itself
 );
 
 create table pgflow.step_tasks (
@@ -474,15 +475,18 @@ $$;
 
 -- A sign of life; registers the worker when it is new, and revives one that had been given up. Returns whether
 -- it had been given up: its tasks have been handed to others, and whatever it completes of them is refused.
-create function pgflow.heartbeat(p_worker_id uuid, p_queue_name text, p_function_name text) returns boolean
+create function pgflow.heartbeat(
+  p_worker_id uuid, p_queue_name text, p_function_name text, p_lease interval default null
+) returns boolean
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_stopped_at timestamptz;
 begin
   select w.stopped_at into v_stopped_at from pgflow.workers w where w.worker_id = p_worker_id for update;
-  insert into pgflow.workers as w (worker_id, queue_name, function_name)
-  values (p_worker_id, p_queue_name, p_function_name)
-  on conflict on constraint workers_pkey do update set last_heartbeat_at = clock_timestamp(), stopped_at = null;
+  insert into pgflow.workers as w (worker_id, queue_name, function_name, lease)
+  values (p_worker_id, p_queue_name, p_function_name, p_lease)
+  on conflict on constraint workers_pkey do update
+  set last_heartbeat_at = clock_timestamp(), stopped_at = null, lease = p_lease;
   return v_stopped_at is not null;
 end
 $$;
@@ -492,10 +496,11 @@ language sql set search_path = pg_catalog, pgflow as $$
   update pgflow.workers w set stopped_at = clock_timestamp() where w.worker_id = mark_worker_stopped.worker_id
 $$;
 
--- Give back the tasks of workers that gave no sign of life for p_lease. An attempt was spent. A task that has none
--- left, or that lost its fifth worker, fails with its run: it may be what kills them. After a restart of the server
+-- Give back the tasks of workers that gave no sign of life for as long as their own lease, p_lease where they told none:
+-- not that of whoever asks, which may be shorter than his neighbours' heartbeats. An attempt was spent. A task that has
+-- none left, or that lost its fifth worker, fails with its run: it may be what kills them. After a restart of the server
 -- everybody is granted one lease to come back.
-create function pgflow.recover_tasks(p_lease interval) returns table (run_id uuid, exhausted boolean)
+create function pgflow.recover_tasks(p_lease interval default '12 seconds') returns table (run_id uuid, exhausted boolean)
 language plpgsql set search_path = pg_catalog, pgflow as $$
 #variable_conflict use_column
 declare
@@ -506,8 +511,8 @@ begin
   update pgflow.workers w set stopped_at = clock_timestamp()
   where w.worker_id in (
     select d.worker_id from pgflow.workers d
-    where d.stopped_at is null and d.last_heartbeat_at < clock_timestamp() - p_lease
-      and pg_postmaster_start_time() < clock_timestamp() - p_lease
+    where d.stopped_at is null and d.last_heartbeat_at < clock_timestamp() - coalesce(d.lease, p_lease)
+      and pg_postmaster_start_time() < clock_timestamp() - coalesce(d.lease, p_lease)
     for update skip locked);
   for v_flow in
     select distinct t.flow_slug from pgflow.step_tasks t join pgflow.workers w on w.worker_id = t.last_worker_id
@@ -1716,12 +1721,12 @@ begin
 end
 $$;
 
--- How many instances of the nexus side give signs of life.
+-- How many instances of the nexus side give signs of life. Here and below p_lease is for those that told no lease.
 create function nexus_api.live_instances(p_lease interval) returns int
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select count(*)::int from pgflow.workers w
   where w.queue_name = 'llm_request_workflow' and w.stopped_at is null
-    and w.last_heartbeat_at > clock_timestamp() - p_lease
+    and w.last_heartbeat_at > clock_timestamp() - coalesce(w.lease, p_lease)
 $$;
 
 -- The models that live instances know, and whether any of them can use it now.
@@ -1730,7 +1735,7 @@ returns table (provider text, model text, usable boolean, reason text)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select m.provider, m.model, bool_or(m.usable), case when not bool_or(m.usable) then min(m.reason) end
   from nexus.models m join pgflow.workers w on w.worker_id = m.instance_id
-  where w.stopped_at is null and w.last_heartbeat_at > clock_timestamp() - p_lease
+  where w.stopped_at is null and w.last_heartbeat_at > clock_timestamp() - coalesce(w.lease, p_lease)
   group by m.provider, m.model
   order by 3 desc, 1, 2
 $$;
@@ -1754,15 +1759,19 @@ end
 $$;
 
 -- What the nexus side is doing: requests in flight and put back, and of the provider calls that ended in the last
--- p_window: how many a second, how many failed, and their latency.
+-- p_window: how many a second, how many failed (and how often which provider failed how), and their latency.
 create function nexus_api.activity(p_lease interval, p_window interval default '5 minutes')
 returns table (in_flight bigint, waiting_for_retry bigint, instances int, calls bigint, calls_per_second double precision,
-               failed_calls bigint, p50_ms double precision, p95_ms double precision, p99_ms double precision)
+               failed_calls bigint, failures jsonb, p50_ms double precision, p95_ms double precision,
+               p99_ms double precision)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.flow_slug = 'llm_request_workflow'),
          (select count(*) from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = 'llm_request_workflow'),
          nexus_api.live_instances(p_lease), count(*), count(*) / extract(epoch from p_window)::double precision,
          count(*) filter (where a.outcome <> 'success'),
+         (select coalesce(jsonb_object_agg(f.name, f.calls), '{}')
+          from (select b.provider || ' ' || b.outcome as name, count(*) as calls from nexus.attempts b
+                where b.started_at > clock_timestamp() - p_window and b.outcome <> 'success' group by 1) f),
          percentile_cont(0.5) within group (order by a.duration_ms),
          percentile_cont(0.95) within group (order by a.duration_ms),
          percentile_cont(0.99) within group (order by a.duration_ms)

@@ -123,7 +123,8 @@ create table pgflow.workers (
   started_at        timestamptz not null default now(),
   deprecated_at     timestamptz,
   stopped_at        timestamptz,
-  last_heartbeat_at timestamptz not null default now()
+  last_heartbeat_at timestamptz not null default now(),
+  lease             interval  -- how long it is taken for alive after a sign of life, as it says itself
 );
 
 create table pgflow.step_tasks (

@@ -3,15 +3,18 @@
 
 -- A sign of life; registers the worker when it is new, and revives one that had been given up. Returns whether
 -- it had been given up: its tasks have been handed to others, and whatever it completes of them is refused.
-create function pgflow.heartbeat(p_worker_id uuid, p_queue_name text, p_function_name text) returns boolean
+create function pgflow.heartbeat(
+  p_worker_id uuid, p_queue_name text, p_function_name text, p_lease interval default null
+) returns boolean
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_stopped_at timestamptz;
 begin
   select w.stopped_at into v_stopped_at from pgflow.workers w where w.worker_id = p_worker_id for update;
-  insert into pgflow.workers as w (worker_id, queue_name, function_name)
-  values (p_worker_id, p_queue_name, p_function_name)
-  on conflict on constraint workers_pkey do update set last_heartbeat_at = clock_timestamp(), stopped_at = null;
+  insert into pgflow.workers as w (worker_id, queue_name, function_name, lease)
+  values (p_worker_id, p_queue_name, p_function_name, p_lease)
+  on conflict on constraint workers_pkey do update
+  set last_heartbeat_at = clock_timestamp(), stopped_at = null, lease = p_lease;
   return v_stopped_at is not null;
 end
 $$;
@@ -21,10 +24,11 @@ language sql set search_path = pg_catalog, pgflow as $$
   update pgflow.workers w set stopped_at = clock_timestamp() where w.worker_id = mark_worker_stopped.worker_id
 $$;
 
--- Give back the tasks of workers that gave no sign of life for p_lease. An attempt was spent. A task that has none
--- left, or that lost its fifth worker, fails with its run: it may be what kills them. After a restart of the server
+-- Give back the tasks of workers that gave no sign of life for as long as their own lease, p_lease where they told none:
+-- not that of whoever asks, which may be shorter than his neighbours' heartbeats. An attempt was spent. A task that has
+-- none left, or that lost its fifth worker, fails with its run: it may be what kills them. After a restart of the server
 -- everybody is granted one lease to come back.
-create function pgflow.recover_tasks(p_lease interval) returns table (run_id uuid, exhausted boolean)
+create function pgflow.recover_tasks(p_lease interval default '12 seconds') returns table (run_id uuid, exhausted boolean)
 language plpgsql set search_path = pg_catalog, pgflow as $$
 #variable_conflict use_column
 declare
@@ -35,8 +39,8 @@ begin
   update pgflow.workers w set stopped_at = clock_timestamp()
   where w.worker_id in (
     select d.worker_id from pgflow.workers d
-    where d.stopped_at is null and d.last_heartbeat_at < clock_timestamp() - p_lease
-      and pg_postmaster_start_time() < clock_timestamp() - p_lease
+    where d.stopped_at is null and d.last_heartbeat_at < clock_timestamp() - coalesce(d.lease, p_lease)
+      and pg_postmaster_start_time() < clock_timestamp() - coalesce(d.lease, p_lease)
     for update skip locked);
   for v_flow in
     select distinct t.flow_slug from pgflow.step_tasks t join pgflow.workers w on w.worker_id = t.last_worker_id
