@@ -24,6 +24,8 @@ from pgnexus.storable import clean
 
 FLOW_SLUG = "llm_request_workflow"
 _LONGEST_DELAY = 300.0
+# seconds before a deadline in which its end is told: past it the caller's side would, which knows of no calls
+_TELLING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,13 @@ class LLMRequestWorkflow:
         left = claim.seconds_left()
         if left is not None and left <= 0:
             return _timed_out(claim)
-        outcome = await self._router.route(request, timeout=left)
+        asking = None if left is None else left - min(_TELLING, left / 10)
+        outcome = await self._router.route(request, timeout=asking)
         latency_ms = round((time.monotonic() - started) * 1000)
         if outcome.error is None:
             return _succeeded(claim, request, outcome, latency_ms)
-        return self._after_error(claim, outcome, outcome.error, latency_ms)
+        rest = None if asking is None else asking - (time.monotonic() - started)
+        return self._after_error(claim, outcome, outcome.error, rest, latency_ms)
 
     @staticmethod
     def release(claim: Claim) -> Settlement:
@@ -150,16 +154,16 @@ class LLMRequestWorkflow:
             return "the message is nested too deep"
 
     def _after_error(
-        self, claim: Claim, outcome: RouteOutcome, error: ProviderError, latency_ms: int
+        self, claim: Claim, outcome: RouteOutcome, error: ProviderError, rest: float | None, latency_ms: int
     ) -> Settlement:
-        left = claim.seconds_left()
-        if left is not None and left <= 0:
+        """``rest`` is the seconds that are left to ask in."""
+        if rest is not None and rest <= 0:
             return _timed_out(claim, outcome, latency_ms)
         if not error.retryable or claim.attempt >= self._settings.max_attempts:
             return _failed(claim, "failed", error.type, str(error), error.retryable, outcome, latency_ms)
         delay = outcome.retry_after if outcome.retry_after is not None else self._backoff(claim.attempt)
-        if left is not None:
-            delay = min(delay, left)  # to be told of the timeout when it comes
+        if rest is not None and delay >= rest:
+            return _timed_out(claim, outcome, latency_ms, "its next try would come after its deadline")
         return Settlement(claim, "retry", error=str(error), delay=delay, calls=outcome.attempts)
 
     def _backoff(self, attempt: int) -> float:
@@ -206,11 +210,13 @@ def _failed(
 
 
 def _timed_out(
-    claim: Claim, outcome: RouteOutcome | None = None, latency_ms: int | None = None
+    claim: Claim,
+    outcome: RouteOutcome | None = None,
+    latency_ms: int | None = None,
+    why: str = "its deadline passed before an answer came",
 ) -> Settlement:
     last = f"; the last error was: {outcome.error}" if outcome is not None and outcome.error else ""
-    message = f"its deadline passed before an answer came{last}"
-    return _failed(claim, "timeout", RequestTimeout.type, message, True, outcome, latency_ms)
+    return _failed(claim, "timeout", RequestTimeout.type, why + last, True, outcome, latency_ms)
 
 
 def _report(

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from uuid import uuid4
 
 import pytest
-from system import fast
+from system import fast, running
 
+from pgnexus.errors import RequestTimeout
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.workflow import Claim, LLMRequestWorkflow
 from pgnexus.providers import build_providers
@@ -67,11 +68,36 @@ async def test_the_wait_that_the_vendor_asks_for_is_kept(make, llmock):
     assert (settled.outcome, settled.delay) == ("retry", 17)
 
 
-async def test_no_delay_goes_past_the_deadline(make, llmock):
+async def test_a_next_try_after_the_deadline_is_a_timeout_now(make, llmock):
     llmock.rate_limit(retry_after=1700)
-    settled = await make().run(claim(seconds=5))
-    assert settled.outcome == "retry"
-    assert 0 < settled.delay <= 5
+    settled = await make().run(claim(seconds=500))
+    assert (settled.outcome, settled.details["status"]) == ("failed", "timeout")
+    assert "429" in settled.details["error"]["message"]
+    assert (settled.details["attempts"], settled.details["provider"]) == (1, "openai")
+
+
+async def test_a_next_try_before_the_deadline_is_made(make, llmock):
+    llmock.rate_limit(retry_after=17)
+    settled = await make().run(claim(seconds=500))
+    assert (settled.outcome, settled.delay) == ("retry", 17)
+
+
+async def test_a_stored_timeout_names_the_last_error_and_counts_the_calls(database_url, llmock):
+    llmock.fail(500, times=None)
+    # asked at once and after 1 to 2 s; the third time would be after 3 to 6
+    async with running(database_url, llmock.base_url(), retry_base_delay=1.0, max_attempts=100) as service:
+        with pytest.raises(RequestTimeout, match="500") as raised:
+            await service.call("gpt-4o-mini", "Hello", timeout=2.6)
+        stored = await service.job_result(raised.value.request_id)
+    assert (stored.status, stored.attempts, len(llmock.requests)) == ("timeout", 2, 2)
+    assert (stored.provider, stored.model is not None) == ("openai", True)
+
+
+async def test_a_call_that_is_given_up_at_the_deadline_is_told_before_it(make, llmock):
+    llmock.delay(30)
+    settled = await make(max_attempts=1).run(asked := claim(seconds=1.0))
+    assert asked.seconds_left() > 0
+    assert (settled.details["status"], settled.details["attempts"]) == ("timeout", 1)
 
 
 async def test_the_last_attempt_fails(make, llmock):
