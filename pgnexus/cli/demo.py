@@ -84,12 +84,12 @@ async def _timeline(url: str, request_id: UUID) -> dict[str, Any] | None:
 
 
 def _show(output: Output, question: str, result: LLMResult, times: dict[str, Any] | None) -> None:
-    output.out.print()
-    output.out.print(Text.assemble((" you    ", "bold cyan"), question))
-    output.out.print(Text.assemble((" answer ", "bold green"), result.text))
-    output.out.print()
+    output.show()
+    output.show(Text.assemble((" you    ", "bold cyan"), question))
+    output.show(Text.assemble((" answer ", "bold green"), result.text))
+    output.show()
     if times is not None:
-        output.out.print(_way(times))
+        output.show(_way(times))
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
     facts.add_column(style="key")
     facts.add_column()
@@ -99,9 +99,9 @@ def _show(output: Output, question: str, result: LLMResult, times: dict[str, Any
     facts.add_row("cost", money(result.cost))
     facts.add_row("latency", duration(result.latency_ms))
     facts.add_row("request_id", str(result.request_id))
-    output.out.print(facts)
-    output.out.print()
-    output.out.print(Text(f" It is stored: pgnexus result {result.request_id}", style="quiet"))
+    output.show(facts)
+    output.show()
+    output.show(Text(f" It is stored: pgnexus result {result.request_id}", style="quiet"))
 
 
 def _way(times: Mapping[str, Any]) -> Table:

@@ -18,7 +18,7 @@ from pgnexus.db import schema
 from pgnexus.db.connection import display
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
-from pgnexus.errors import DatabaseError, InvalidSettings, SchemaMismatch
+from pgnexus.errors import DatabaseError, DatabaseUnavailable, InvalidSettings, SchemaMismatch
 from pgnexus.messages import REQUEST_QUEUES, RESULT_QUEUE, ModelInfo
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.providers import build_providers
@@ -69,7 +69,7 @@ def _print(output: Output, finding: Finding) -> None:
     line.add_row(Text(mark, style), finding.check, Text(finding.found))
     if finding.advice is not None:
         line.add_row("", "", Text("→ " + finding.advice, "quiet"))
-    output.out.print(line)
+    output.show(line)
 
 
 async def _examine(settings: Settings) -> AsyncIterator[Finding]:
@@ -88,10 +88,12 @@ async def _examine(settings: Settings) -> AsyncIterator[Finding]:
             finally:
                 await db.close()
     except DatabaseError as error:
-        yield Finding("database", "fault", str(error), "check database_url, and that the server runs")
+        ours = settings.database_url is None or not isinstance(error, DatabaseUnavailable)
+        advice = None if ours else "check database_url, and that the server runs"
+        yield Finding("database", "fault", str(error), advice)
     for finding in _keys(settings):
         yield finding
-    yield _local_model(models)
+    yield _local_model(settings, models)
 
 
 async def _examine_database(
@@ -162,9 +164,8 @@ async def _nexus(settings: Settings, db: Database, own: list[ModelInfo]) -> Find
         return Finding("nexus", "ok" if usable else "fault", words, advice)
     usable_here = [info for info in own if info.usable]
     if not usable_here:
-        return Finding(
-            "nexus", "fault", "none alive, and none of the models can be used from here", "see below"
-        )
+        advice = "see keys and local" if own else "see providers"
+        return Finding("nexus", "fault", "none alive, and none of the models can be used from here", advice)
     return Finding(
         "nexus", "note", "none alive; `ask` and `batch` run their own", "to serve others: pgnexus up"
     )
@@ -194,7 +195,11 @@ def _keys(settings: Settings) -> list[Finding]:
     ]
 
 
-def _local_model(models: list[ModelInfo]) -> Finding:
+def _local_model(settings: Settings, models: list[ModelInfo]) -> Finding:
+    if settings.local_model and not models:
+        return Finding(
+            "local", "note", "cannot run without what calls providers", "pip install 'pgnexus[local]'"
+        )
     local = next((info for info in models if info.provider == LOCAL), None)
     if local is not None and local.usable:
         return Finding("local", "ok", local.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from pydantic_core import to_json
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 from rich.theme import Theme
 
@@ -53,6 +54,16 @@ class Output:
     def text(self, text: str) -> None:
         """A model's or a user's text, as it is; wrapped at words where somebody reads it."""
         self.out.print(Text(text), soft_wrap=not self.out.is_terminal)
+
+    def show(self, what: RenderableType = "") -> None:
+        """A table or a line of ours, on stdout; without the spaces that fill a terminal where there is none."""
+        if self.out.is_terminal:
+            self.out.print(what)
+            return
+        with self.out.capture() as shown:
+            self.out.print(what)
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in shown.get().splitlines()))
+        sys.stdout.flush()
 
     def say(self, markup: str) -> None:
         """A line about what happens, on stderr; none with --json."""
@@ -169,6 +180,6 @@ def _json(value: Any) -> str:
 
 def _console(*, stderr: bool) -> Console:
     console = Console(stderr=stderr, theme=_THEME, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = _WIDE
     return console

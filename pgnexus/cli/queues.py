@@ -30,9 +30,9 @@ async def queues(cli: Cli) -> None:
     if cli.output.json:
         cli.output.document(health)
         return
-    cli.output.out.print(_table(health))
+    cli.output.show(_table(health))
     for line in _activity(health):
-        cli.output.out.print(line)
+        cli.output.show(line)
 
 
 def _table(health: QueueHealth) -> Table:
@@ -81,7 +81,7 @@ async def models(cli: Cli) -> None:
         for info in found:
             cli.output.document(info._asdict())
         return
-    cli.output.out.print(_models(found))
+    cli.output.show(_models(found))
     if not alive:
         cli.output.say("[quiet]no nexus is alive; this is what one started here could use[/quiet]")
 
@@ -93,6 +93,15 @@ async def _own_view(settings: Settings) -> list[ModelInfo]:
     finally:
         for provider in providers.values():
             await provider.close()
+
+
+def _short(provider: str, reason: str) -> str:
+    """A reason without what a table says already.
+
+    >>> _short("xai", "provider xai has no key: set XAI_API_KEY where the nexus runs")
+    'set XAI_API_KEY'
+    """
+    return reason.removeprefix(f"provider {provider} has no key: ").removesuffix(" where the nexus runs")
 
 
 def _models(found: Sequence[ModelInfo]) -> Table:
@@ -109,5 +118,7 @@ def _models(found: Sequence[ModelInfo]) -> Table:
         else:
             others.setdefault((info.provider, info.reason or ""), []).append(info.model)
     for (provider, reason), names in others.items():
-        table.add_row("·", escape(provider), escape(", ".join(names)), escape(reason), style="quiet")
+        table.add_row(
+            "·", escape(provider), escape(", ".join(names)), escape(_short(provider, reason)), style="quiet"
+        )
     return table

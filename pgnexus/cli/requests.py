@@ -28,6 +28,7 @@ from pgnexus.errors import InvalidRequest, RequestError, UnknownRequest, error_f
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _ROOMY = 120  # columns from which more is shown
+_WIDEST = 36  # of a column but the model's; a request_id has just that
 
 
 @verb
@@ -106,7 +107,7 @@ async def requests(
         for job in found:
             cli.output.document(job_document(job))
     elif found:
-        cli.output.out.print(_table(found, cli.output.out.width))
+        cli.output.show(_table(found, cli.output.out.width))
     else:
         cli.output.say("no requests there")
 
@@ -122,12 +123,16 @@ def _table(jobs: Sequence[JobResult], width: int) -> Table:
         "cost",
         "model",
     ]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
+    left = width
     for place, name in enumerate(names[:-1]):
-        taken = max(len(name), *(Text.from_markup(row[place]).cell_len for row in rows))
+        taken = min(_WIDEST, max(len(name), *(Text.from_markup(row[place]).cell_len for row in rows)))
+        left -= taken + 2
         justify: JustifyMethod = "right" if name in ("age", "tokens", "took", "cost") else "left"
-        table.add_column(name, no_wrap=True, min_width=min(taken, 36), max_width=36, justify=justify)
-    table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(name, no_wrap=True, width=taken, justify=justify)
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=max(left, len("model")))
     for row in rows:
         table.add_row(*row)
     return table

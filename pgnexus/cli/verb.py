@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from rich.console import Console
 from rich.logging import RichHandler
 
 from pgnexus.cli import exits
@@ -122,11 +123,19 @@ async def _awaited(body: Awaitable[int | None]) -> int | None:
     return await body
 
 
+def _log_handler(console: Console) -> logging.Handler:
+    if console.is_terminal:
+        return RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
+
+
 @contextmanager
 def _logging(cli: Cli) -> Iterator[None]:
     """What pgnexus logs, on stderr; warnings only, unless --verbose."""
     logger = logging.getLogger("pgnexus")
-    handler = RichHandler(console=cli.output.err, show_path=False, log_time_format="%H:%M:%S")
+    handler = _log_handler(cli.output.err)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if cli.verbose else logging.WARNING)
     try:

@@ -120,7 +120,7 @@ def run(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., E
             for name in [name for name in os.environ if name.startswith("PGNEXUS_")]:
                 context.delenv(name)
             for name, value in {**env, **over}.items():
-                if name.startswith("PGNEXUS_") and name not in unset:
+                if (name.startswith("PGNEXUS_") or name in over) and name not in unset:
                     context.setenv(name, value)
             context.setattr(sys, "stdin", io.StringIO(stdin))
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:

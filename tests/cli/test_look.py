@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pgnexus.cli import app, exits
-from pgnexus.errors import PgnexusError
+from pgnexus.errors import PgnexusError, UnsuitableDatabase
 
 
 @pytest.fixture
@@ -86,6 +86,30 @@ class TestDoctor:
         ended = invoke("doctor")
         assert ended.exit_code == exits.FAILED, ended.output
         assert "OPENAI_API_KEY" in ended.stdout
+        assert "see keys and local" in ended.stdout
+
+    def test_without_extras_it_says_what_to_install_and_nothing_else(self, invoke, monkeypatch):
+        monkeypatch.setitem(sys.modules, "genai_prices", None)
+        monkeypatch.setenv("PGNEXUS_LOCAL_MODEL", "true")
+        ended = invoke("doctor", "--json")
+        assert ended.exit_code == exits.FAILED, ended.output
+        found = {one["check"]: one for one in json.loads(ended.stdout)["findings"]}
+        assert "pgnexus[providers]" in found["providers"]["found"]
+        assert "pgnexus[local]" in found["local"]["advice"]
+        assert found["nexus"]["advice"] == "see providers"
+
+    def test_without_a_server_to_start_there_is_one_advice(self, invoke, monkeypatch, tmp_path):
+        monkeypatch.delenv("PGNEXUS_DATABASE_URL")
+        monkeypatch.setattr("pgnexus.db.embedded.Binaries.find", no_server)
+        monkeypatch.setattr("pgnexus.db.embedded.EmbeddedServer._make_data_dir", lambda *_: None)
+        ended = invoke("doctor", "--json", "--data-dir", str(tmp_path))
+        found = {one["check"]: one for one in json.loads(ended.stdout)["findings"]}
+        assert found["database"]["found"] == "there is no PostgreSQL to start here"
+        assert found["database"]["advice"] is None
+
+
+def no_server(*_):
+    raise UnsuitableDatabase("there is no PostgreSQL to start here")
 
 
 class TestInstallation:
