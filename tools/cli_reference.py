@@ -23,8 +23,11 @@ same directory; nothing has to be set up. Every [setting](settings.md) is read f
 
 Results go to stdout, everything about them to stderr. With `--json`, stdout has one JSON document, or one a line where
 there may be many (`requests`, `models`, `cancel`, and the events of `up`); an error is `{"error": {"type", "message"}}`
-on stderr, with `request_id` where there is one. A request that failed is both: its result on stdout, its error on
-stderr.
+on stderr, with `request_id` where there is one. When a request fails, `ask`, `result` and `retry --wait` print both:
+the result, with its `status` and `error`, is on stdout as for a success, and the error is on stderr. So read stdout
+for what became of the request, and the exit code for whether it worked.
+
+Where stdout is no terminal, tables are 200 columns wide, or `COLUMNS` when that is set.
 """
 
 _BATCH = """### The files of `batch`
@@ -64,6 +67,13 @@ half written is cut off and written again; what was under way is found again by 
 the batch's name (by default the path of IN), the line's number, and what is asked. The key is remembered for 30 days.
 So no line is asked twice. Only a provider call that was under way in a process that was killed is made again, as the
 [guarantees](guarantees.md) say.
+
+With `--json`, stdout has one object at the end: `lines`, `skipped`, `failed_before`, `done`, `failed`, `tokens`,
+`seconds`, `interrupted`, and `cost`, which is null when the cost of any line is not known; `unknown_costs` says of how
+many, and `known_cost` is the sum of the others (`known_costs` of them).
+
+When OUT cannot be written any more, as on a full disk, the run stops at once. Nothing is lost: what was asked is
+stored, and the same command goes on with it.
 
 `--retry-failed` asks again what OUT has as failed; then OUT has more than one line about it, and the last one counts.
 Without it failed lines of earlier runs are passed over like the others, and the exit code stays 1.

@@ -270,6 +270,17 @@ class TestInterrupted:
         assert sorted(line["line"] for line in read(files[1])) == list(range(1, self.COUNT + 1))
         assert prompts(llmock) == {f"question {n}": 1 for n in range(self.COUNT)}
 
+    def test_ctrl_c_promises_nothing_about_calls_of_another_process(self, run, start, llmock, source, files):
+        start("up", PGNEXUS_CONCURRENCY="8").wait_for("ready")
+        llmock.delay(0.05, times=None)
+        batch = start("batch", source, "-o", files[1], "--window", "8")
+        wait_for_lines(batch, files[1], 20)
+        batch.send(signal.SIGINT)
+        ended = batch.end()
+        assert ended.code == 130, ended
+        assert "goes on in the nexus that is alive" in ended.out
+        assert "gives them back" not in ended.out
+
 
 def read_whole(path):
     """The lines that were written to their end."""
