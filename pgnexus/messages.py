@@ -10,7 +10,7 @@ import os
 import time
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 from uuid import UUID
 
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -107,7 +108,16 @@ class Message(BaseModel):
         for i, part in enumerate(self.content if isinstance(self.content, list) else ()):
             if not isinstance(part.get("type"), str):
                 raise ValueError(f"content[{i}] needs a type, such as text or image_url")
+        if self.role != "tool" and not self.tool_calls and _is_blank(self.content):
+            raise ValueError("content is blank")
         return self
+
+
+def _is_blank(content: str | list[dict[str, Any]] | None) -> bool:
+    if isinstance(content, str):
+        return not content.strip()
+    texts = [part.get("text") if part["type"] == "text" else part for part in content or ()]
+    return all(isinstance(text, str) and not text.strip() for text in texts)
 
 
 def _json_text(value: Any) -> Any:
@@ -141,10 +151,10 @@ class LLMRequest(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    stop: str | list[str] | None = None
-    seed: int | None = None
+    stop: str | Annotated[list[str], Field(min_length=1)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
     retry_of: UUID | None = None
@@ -163,6 +173,20 @@ class LLMRequest(BaseModel):
             raise ValueError("must be a date and time with its offset, such as 2030-01-31T12:00:00Z")
         return value
 
+    @field_validator("model")
+    @classmethod
+    def _no_complexity(cls, value: str) -> str:
+        if value in get_args(Complexity):
+            raise ValueError(f"{value!r} is a complexity, not a model's name; give it as the complexity")
+        return value
+
+    @field_validator("response_format")
+    @classmethod
+    def _known_format(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and value.get("type") not in ("text", "json_object", "json_schema"):
+            raise ValueError("its type must be text, json_object or json_schema")
+        return value
+
     @property
     def effective_complexity(self) -> Complexity:
         return self.complexity or complexity_for(self.task_type)
@@ -175,6 +199,18 @@ class LLMRequest(BaseModel):
             if isinstance(message.content, list)
             for part in message.content
         )
+
+
+def faults(error: ValidationError) -> str:
+    """What is wrong with a message, in one line: the first five fields at fault."""
+    return "; ".join(
+        f"{_path(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()[:5]
+    )
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    return path if len(path) <= 100 else f"{path[:100]}…"
 
 
 class Usage(BaseModel):

@@ -32,36 +32,40 @@ def check(value: Any, where: str) -> None:
         if isinstance(item, str):
             _check_text(item, path)
         elif isinstance(item, int) and item.bit_length() > _LONGEST_INTEGER:
-            raise InvalidRequest(f"{path}: an integer of more than 300 digits")
+            raise InvalidRequest(f"{_short(path)}: an integer of more than 300 digits")
         elif item is None or isinstance(item, (bool, int)):
             continue
         elif isinstance(item, float):
             if not math.isfinite(item):
-                raise InvalidRequest(f"{path}: {item} is not JSON; send a finite number")
+                raise InvalidRequest(f"{_short(path)}: {item} is not JSON; send a finite number")
         elif depth > MAX_DEPTH:
-            raise InvalidRequest(f"{path[:200]}: nested deeper than {MAX_DEPTH} levels")
+            raise InvalidRequest(f"{_short(path)}: nested deeper than {MAX_DEPTH} levels")
         elif isinstance(item, dict):
             for key, child in item.items():
                 if not isinstance(key, str):
-                    raise InvalidRequest(f"{path}: the key {key!r} is not a string")
+                    raise InvalidRequest(f"{_short(path)}: the key {key!r} is not a string")
                 _check_text(key, f"{path} (a key)")
                 stack.append((child, f"{path}.{key}", depth + 1))
         elif isinstance(item, (list, tuple)):
             stack.extend((child, f"{path}[{i}]", depth + 1) for i, child in enumerate(item))
         else:
-            raise InvalidRequest(f"{path}: a {type(item).__name__} is not JSON")
+            raise InvalidRequest(f"{_short(path)}: a {type(item).__name__} is not JSON")
 
 
 def _check_text(text: str, path: str) -> None:
     if "\0" in text:
-        raise InvalidRequest(f"{path}: contains a NUL character, which PostgreSQL cannot store")
+        raise InvalidRequest(f"{_short(path)}: contains a NUL character, which PostgreSQL cannot store")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(
-                f"{path}: contains a lone surrogate at position {error.start}, which is not Unicode text"
+                f"{_short(path)}: contains a lone surrogate at position {error.start}, which is not Unicode text"
             ) from None
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 100 else f"{path[:100]}…"
 
 
 def parse(data: bytes | str) -> Any:

@@ -81,7 +81,7 @@ class TestRequests:
     def test_tools_and_response_format_are_taken_as_text_in_its_order(self):
         text = '[{"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": 2}}}]'
         assert json.dumps(request(tools=text).tools) == text
-        assert request(response_format='{"z": 1, "a": 2}').response_format == {"z": 1, "a": 2}
+        assert request(response_format='{"type": "text", "a": 2}').response_format == {"type": "text", "a": 2}
 
     @pytest.mark.parametrize(
         "fields",
@@ -102,12 +102,36 @@ class TestRequests:
             {"temperature": 3},
             {"top_p": -0.1},
             {"max_tokens": 0},
+            {"messages": [{"role": "user", "content": " \n"}]},
+            {"messages": [{"role": "assistant", "content": ""}]},
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]},
+            {"model": "simple"},
+            {"stop": []},
+            {"seed": 2**63},
+            {"seed": -(2**63) - 1},
+            {"tool_choice": "never"},
+            {"response_format": {"type": "xml"}},
+            {"response_format": {}},
         ],
         ids=str,
     )
     def test_what_is_refused(self, fields):
         with pytest.raises(ValidationError):
             request(**fields)
+
+    def test_what_looks_odd_and_is_taken(self):
+        call = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
+        asked = request(
+            messages=[
+                *HELLO,
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": "", "tool_call_id": "1"},
+                {"role": "user", "content": [{"type": "text", "text": ""}, {"type": "image_url"}]},
+            ],
+            seed=-(2**63),
+            tool_choice={"type": "function", "function": {"name": "f"}},
+        )
+        assert len(asked.messages) == 4
 
     def test_a_deadline_has_its_offset(self):
         noon = datetime(2030, 1, 1, 12, tzinfo=UTC)

@@ -17,7 +17,15 @@ from pydantic_core import to_json
 
 from pgnexus.caller.vision import check_named
 from pgnexus.errors import InvalidRequest
-from pgnexus.messages import WIRE_VERSION, Complexity, LLMRequest, Priority, complexity_for, new_request_id
+from pgnexus.messages import (
+    WIRE_VERSION,
+    Complexity,
+    LLMRequest,
+    Priority,
+    complexity_for,
+    faults,
+    new_request_id,
+)
 from pgnexus.settings import Settings
 from pgnexus.storable import check
 
@@ -164,6 +172,7 @@ def _message(
 ) -> dict[str, Any]:
     if not isinstance(complexity_or_model, str) or not complexity_or_model:
         raise InvalidRequest("the first argument is a complexity (simple, medium, complex) or a model's name")
+    _check_first(complexity_or_model)
     if isinstance(messages, str) and messages:
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
@@ -187,6 +196,14 @@ def _message(
     return message
 
 
+def _check_first(word: str) -> None:
+    """A complexity that is written wrong would be taken for a model's name."""
+    if word in get_args(Complexity) or not word.strip().isalpha():
+        return
+    if close := difflib.get_close_matches(word.strip().lower(), get_args(Complexity), 1, 0.8):
+        raise InvalidRequest(f"there is no complexity {word!r}; did you mean complexity {close[0]}?")
+
+
 def _plain(item: Any) -> Any:
     if isinstance(item, BaseModel):
         return item.model_dump(mode="json", exclude_unset=True)
@@ -197,12 +214,7 @@ def _validated(message: dict[str, Any]) -> LLMRequest:
     try:
         return LLMRequest.model_validate(message)
     except ValidationError as error:
-        faults = "; ".join(f"{_path(fault['loc'])}: {fault['msg']}" for fault in error.errors()[:5])
-        raise InvalidRequest(f"request {message['request_id']}: {faults}") from None
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+        raise InvalidRequest(f"request {message['request_id']}: {faults(error)}") from None
 
 
 def _check_times(local: dict[str, Any]) -> None:
@@ -213,7 +225,8 @@ def _check_times(local: dict[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise InvalidRequest(f"{name}: {value!r} is not a number of seconds")
         if value < 0 or (value == 0 and name != "delay"):
-            raise InvalidRequest(f"{name}: {value!r} must be more than 0 seconds")
+            least = "0 seconds or more" if name == "delay" else "more than 0 seconds"
+            raise InvalidRequest(f"{name}: {value!r} must be {least}")
         if value > _LONGEST:
             raise InvalidRequest(f"{name}: {value!r} is more than ten years")
     key = local.get("idempotency_key")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 from uuid import UUID, uuid4
 
 from pgnexus.caller.draft import Messages, Options, RequestDraft
@@ -254,6 +254,8 @@ def _parts(options: Mapping[str, Any], request: Any) -> tuple[str, Any, Any]:
         raise InvalidRequest(f"{request!r:.200} is not a mapping of messages and options")
     given = {**options, **request}
     messages = given.pop("messages", None)
+    if given.get("model") in get_args(Complexity):
+        raise InvalidRequest(f"model: {given['model']!r} is a complexity, not a model's name")
     first = given.pop("model", None) or given.get("complexity") or complexity_for(given.get("task_type"))
     return first, messages, given
 

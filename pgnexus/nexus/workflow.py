@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from pgnexus.errors import InternalFailure, ProviderError, RequestCancelled, RequestTimeout
-from pgnexus.messages import LLMRequest
+from pgnexus.messages import LLMRequest, faults
 from pgnexus.nexus.router import Attempt, LLMRouter, RouteOutcome
 from pgnexus.settings import Settings
 from pgnexus.storable import clean
@@ -148,8 +148,7 @@ class LLMRequestWorkflow:
         try:
             return LLMRequest.model_validate(claim.input)
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()[:5])
-            return f"the message is not a request of the wire, version 1: {faults}"
+            return f"the message is not a request of the wire, version 1: {faults(error)}"
         except RecursionError:
             return "the message is nested too deep"
 

@@ -46,6 +46,8 @@ MESSAGES = {
     "no message": (["Hello"], r"messages\[0\]"),
     "an unknown role": ([{"role": "wizard", "content": "Hello"}], r"messages\[0\]\.role"),
     "no content": ([{"role": "user"}], r"messages\[0\].*content"),
+    "blank content": (user(""), r"messages\[0\].*blank"),
+    "a text of blanks": (" \n", "blank"),
     "no parts": (user([]), r"messages\[0\].*content"),
     "a part that has no type": (user([{"text": "Hello"}]), r"content\[0\]"),
     "a tool's answer to nothing": ([{"role": "tool", "content": "42"}], "tool_call_id"),
@@ -64,7 +66,13 @@ OPTIONS = {
     "a timeout without end": ({"timeout": float("inf")}, "timeout"),
     "a timeout that is no number": ({"timeout": "60"}, "timeout"),
     "a timeout of a thousand years": ({"timeout": 4e10}, "timeout"),
-    "a negative delay": ({"delay": -1}, "delay"),
+    "a negative delay": ({"delay": -1}, "delay: -1 must be 0 seconds or more"),
+    "a model that is a complexity": ({"model": "simple"}, "model: 'simple' is a complexity"),
+    "a list of no stops": ({"stop": []}, "stop"),
+    "a choice of tools that is none": ({"tool_choice": "never"}, "tool_choice"),
+    "a format that does not exist": ({"response_format": {"type": "xml"}}, "response_format: its type"),
+    "a seed of 65 bits": ({"seed": 2**64}, "seed"),
+    "a long path": ({"metadata": {"a" * 900: {"b": float("nan")}}}, r"metadata\.aaa"),
     "delay and not_before": ({"delay": 1, "not_before": datetime.now(UTC)}, "not both"),
     "not_before without a zone": ({"not_before": datetime(2030, 1, 1)}, "time zone"),
     "not_before after all": ({"not_before": datetime.max.replace(tzinfo=UTC)}, "ten years"),
@@ -113,6 +121,23 @@ async def test_neither_a_complexity_nor_a_model(service, db, first):
     with pytest.raises(InvalidRequest, match="first argument"):
         await service.call(first, "Hello")
     assert await nothing_stored(db)
+
+
+@pytest.mark.parametrize("first", ["smple", "Simple", "medium ", "COMPLEX"])
+async def test_a_complexity_written_wrong(service, db, first):
+    with pytest.raises(InvalidRequest, match="did you mean complexity"):
+        await service.call(first, "Hello")
+    assert await nothing_stored(db)
+
+
+async def test_many_with_a_model_that_is_a_complexity(service, db):
+    with pytest.raises(InvalidRequest, match="is a complexity"):
+        await service.enqueue_many([{"messages": "Hello", "model": "simple"}])
+    assert await nothing_stored(db)
+
+
+async def test_other_unknown_words_are_models(service):
+    assert await service.enqueue("huge", "Hello")
 
 
 @pytest.mark.parametrize(
