@@ -6,14 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, Unpack, cast, get_args
 from uuid import UUID
 
 from pgnexus.db.database import Database
-from pgnexus.errors import error_for
+from pgnexus.errors import InvalidRequest, error_for
 from pgnexus.messages import LLMResult, ResultError, Status, Usage
+from pgnexus.storable import check
 
 JobStatus = Literal["scheduled", "enqueued", "success", "failed", "timeout", "cancelled"]
+
+
+class Filters(TypedDict, total=False):
+    """What `JobResult.search` looks for; what is absent or None matches everything."""
+
+    agent_id: str | None
+    task_type: str | None
+    status: JobStatus | None
+    workflow: str | None
+    since: datetime | None
+    until: datetime | None
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,32 +107,13 @@ class JobResult:
         return found[0] if found else None
 
     @classmethod
-    async def search(
-        cls,
-        db: Database,
-        *,
-        agent_id: str | None = None,
-        task_type: str | None = None,
-        status: JobStatus | None = None,
-        workflow: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int = 100,
-    ) -> list[JobResult]:
-        """Rows that match everything given, the newest first; times are those of acceptance."""
-        rows = await db.query(
-            "search_job_results",
-            {
-                "agent_id": agent_id,
-                "task_type": task_type,
-                "status": status,
-                "workflow": workflow,
-                "since": since,
-                "until": until,
-                "limit": limit,
-            },
-        )
-        return [cls(*row) for row in rows]
+    async def search(cls, db: Database, **filters: Unpack[Filters]) -> list[JobResult]:
+        """Rows that match everything given, the newest first, at most ``limit`` (100); times are those of
+        acceptance. Raises `InvalidRequest` for what is no filter.
+        """
+        params = dict.fromkeys(Filters.__annotations__) | {"limit": 100} | dict(filters)
+        _check_filters(params)
+        return [cls(*row) for row in await db.query("search_job_results", params)]
 
     @classmethod
     async def record_success(cls, db: Database, result: LLMResult) -> bool:
@@ -153,3 +147,22 @@ class JobResult:
         stamped = result.model_copy(update={"timestamp": result.timestamp or datetime.now(UTC)})
         wire = stamped.model_dump_json(exclude_none=True)
         return bool(await db.query("record_results", {"results": [wire], "notify": True}))
+
+
+def _check_filters(filters: dict[str, Any]) -> None:
+    if unknown := filters.keys() - Filters.__annotations__.keys():
+        raise InvalidRequest(
+            f"there is no filter {min(unknown)!r}; known are {', '.join(sorted(Filters.__annotations__))}"
+        )
+    limit, status = filters["limit"], filters["status"]
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
+        raise InvalidRequest(f"limit: {limit!r:.100} is not a number of rows")
+    if status is not None and status not in get_args(JobStatus):
+        raise InvalidRequest(f"status: {status!r:.100} is none of {', '.join(get_args(JobStatus))}")
+    for name in ("since", "until"):
+        if not isinstance(filters[name], datetime | None):
+            raise InvalidRequest(f"{name}: {filters[name]!r:.100} is not a datetime")
+    for name in ("agent_id", "task_type", "workflow"):
+        if not isinstance(filters[name], str | None):
+            raise InvalidRequest(f"{name}: {filters[name]!r:.100} is not a text")
+        check(filters[name], name)

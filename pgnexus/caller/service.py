@@ -14,13 +14,20 @@ from pgnexus.caller.progress import RequestProgress
 from pgnexus.caller.queue_health import QueueHealth
 from pgnexus.caller.request_worker import Accepted, LlmRequestWorker
 from pgnexus.caller.result_poller import LlmResultPoller
-from pgnexus.caller.results import JobResult
+from pgnexus.caller.results import Filters, JobResult
 from pgnexus.caller.vision import check_usable
 from pgnexus.caller.waiters import Waiters
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
-from pgnexus.errors import InvalidRequest, ResultPending, ServiceMisused, UnknownRequest, error_for
+from pgnexus.errors import (
+    InvalidRequest,
+    InvalidSettings,
+    ResultPending,
+    ServiceMisused,
+    UnknownRequest,
+    error_for,
+)
 from pgnexus.messages import Complexity, LLMResult, ModelInfo, complexity_for
 from pgnexus.settings import Settings
 
@@ -46,6 +53,12 @@ class LLMService:
         self.instance_id = uuid4()  # this caller in ``job_results``
 
     async def start(self) -> None:
+        """Begin; raises `InvalidSettings` when the queue of results does not exist."""
+        queue = self._settings.reply_to
+        if self._poller is not None and not await self._db.query("pgmq_queue_exists", {"queue": queue}):
+            raise InvalidSettings(
+                f"reply_to {queue!r} names no queue; create it with select nexus_api.create_queue('{queue}')"
+            )
         self._home = (os.getpid(), asyncio.get_running_loop())
         self._waiters.start()
         if self._poller is not None:
@@ -165,7 +178,7 @@ class LLMService:
         self._check_home()
         return await RequestProgress.read(self._db, _uuid(request_id))
 
-    async def search(self, **filters: Any) -> list[JobResult]:
+    async def search(self, **filters: Unpack[Filters]) -> list[JobResult]:
         """Stored requests, the newest first; the filters are those of `JobResult.search`."""
         self._check_home()
         return await JobResult.search(self._db, **filters)

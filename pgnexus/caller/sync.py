@@ -35,6 +35,8 @@ class SyncLLMService:
         self._service: LLMService | None = None
 
     def __enter__(self) -> SyncLLMService:
+        if self._thread.ident is not None:
+            raise ServiceMisused("this SyncLLMService was opened before: make another for another `with`")
         self._thread.start()
         try:
             self._context = self._opener()
@@ -56,6 +58,9 @@ class SyncLLMService:
         if self._service is None:
             raise ServiceMisused("this SyncLLMService is not open: use it in a `with` block")
         return self._blocking(getattr(self._service, name))
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(name for name in dir(LLMService) if name[0] != "_")})
 
     def _blocking(self, value: Any) -> Any:
         """``value`` as the caller sees it: what is asynchronous blocks, all else is as it is."""

@@ -15,7 +15,7 @@ from pgnexus.caller.service import LLMService
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
-from pgnexus.errors import DatabaseUnavailable, InvalidRequest, ServiceMisused
+from pgnexus.errors import DatabaseUnavailable, InvalidRequest, InvalidSettings, ServiceMisused
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
 
@@ -247,3 +247,30 @@ async def test_a_database_that_is_not_there_is_named_without_its_password():
 async def test_a_moment_just_within_ten_years(service):
     handle = await service.enqueue("simple", "Hello", not_before=datetime.now(UTC) + timedelta(days=3649))
     assert (await service.job_result(handle.request_id)).status == "scheduled"
+
+
+@pytest.mark.parametrize(
+    ("filters", "words"),
+    [
+        ({"limit": -1}, "limit"),
+        ({"limit": "many"}, "limit"),
+        ({"limit": 2**70}, "limit"),
+        ({"status": "done"}, "status"),
+        ({"status": []}, "status"),
+        ({"since": "yesterday"}, "since"),
+        ({"until": 5}, "until"),
+        ({"agent_id": 5}, "agent_id"),
+        ({"agent_id": "a\0"}, "NUL"),
+        ({"colour": "blue"}, "no filter 'colour'"),
+    ],
+    ids=str,
+)
+async def test_filters(service, filters, words):
+    with pytest.raises(InvalidRequest, match=words):
+        await service.search(**filters)
+
+
+async def test_a_queue_of_results_that_does_not_exist(database_url):
+    with pytest.raises(InvalidSettings, match="reply_to 'nope' names no queue"):
+        async with running(database_url, nexus=False, reply_to="nope"):
+            pass

@@ -77,3 +77,9 @@ def test_outside_its_block_it_says_so(database_url: str) -> None:
         assert service.search() == []
     with pytest.raises(ServiceMisused):
         service.search()
+    with pytest.raises(ServiceMisused, match="opened before"), service:
+        pass
+
+
+def test_its_methods_are_seen(llm: SyncLLMService) -> None:
+    assert {"call", "enqueue", "search", "retry"} <= set(dir(llm))
