@@ -22,7 +22,7 @@ class Filters(TypedDict, total=False):
 
     agent_id: str | None
     task_type: str | None
-    status: JobStatus | None
+    status: str | None  # a JobStatus; any other is refused
     workflow: str | None
     since: datetime | None
     until: datetime | None
