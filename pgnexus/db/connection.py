@@ -78,7 +78,9 @@ def display(url: str) -> str:
         parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         return "the database URL"
-    return make_conninfo("", **{key: value for key, value in parameters.items() if not key.endswith("password")})
+    return make_conninfo(
+        "", **{key: value for key, value in parameters.items() if not key.endswith("password")}
+    )
 
 
 async def connect(url: str, *, timeout: float, application_name: str = "pgnexus") -> Connection:

@@ -82,6 +82,7 @@ class Registry:
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         connection: psycopg.Connection[tuple[bool]] | None = None
+        told = False
         while not self._stopping.wait(self._interval):
             try:
                 if connection is None or connection.closed:
@@ -89,8 +90,13 @@ class Registry:
                 if self._sign(connection):
                     loop.call_soon_threadsafe(self._lost)
                 self._last_sign = time.monotonic()
+                told = False
             except (psycopg.Error, DatabaseUnavailable, OSError) as error:
-                log.warning("instance %s: no sign of life stored: %s", self.instance_id(), error)
+                if (
+                    not told and not self.is_alive()
+                ):  # the loops speak of an outage; this is what may come of it
+                    told = True
+                    log.warning("instance %s: its lease has run out: %s", self.instance_id(), error)
                 if connection is not None:
                     connection.close()
             except RuntimeError:  # the event loop is closed: the process is ending
