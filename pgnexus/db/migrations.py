@@ -71,14 +71,6 @@ def missing(have: str | None, known: list[Migration]) -> list[Migration]:
     return known[len(marks) :]
 
 
-def freeze(sql_dir: Path = SQL_DIR) -> Path:
-    """Write 0001_initial.sql anew from schema/; only until it is released."""
-    parts = [f"-- {path.relative_to(sql_dir)}\n\n{read(path).strip()}\n" for path in schema_files(sql_dir)]
-    target = sql_dir / "migrations" / "0001_initial.sql"
-    target.write_text("\n".join(parts), encoding="utf-8")
-    return target
-
-
 @cache
 def pgmq_sql() -> str:
     """pgmq's own SQL from its package, which need not be imported for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,8 @@ def sql_dir(tmp_path: Path) -> Path:
     (tmp_path / "migrations").mkdir()
     table = "create schema pgnexus;\ncreate table pgnexus.things (n int);\n"
     (tmp_path / "schema" / "10_pgnexus" / "10_things.sql").write_text(table)
-    migrations.freeze(tmp_path)
+    parts = [migrations.read(path) for path in migrations.schema_files(tmp_path)]
+    (tmp_path / "migrations" / "0001_initial.sql").write_text("\n".join(parts))
     return tmp_path
 
 
@@ -211,7 +213,7 @@ def another_database_url(server) -> Iterator[str]:
 
 
 async def test_migrated_equals_fresh(empty_database_url: str, another_database_url: str) -> None:
-    """A change in schema/ wants a migration; before the first release `python -m pgnexus.db.freeze`."""
+    """A change in schema/ wants a migration beside it."""
     await schema.migrate(empty_database_url)
     await schema.migrate(another_database_url, from_migrations=True)
     fresh, migrated = catalog(empty_database_url), catalog(another_database_url)
@@ -224,3 +226,11 @@ async def test_the_comparison_sees_a_difference(database_url: str) -> None:
     before = catalog(database_url)
     rows(database_url, "REVOKE SELECT ON pgnexus.schema_migrations FROM pgnexus_caller")
     assert catalog(database_url)["relations"] != before["relations"]
+
+
+def test_what_is_released_is_frozen() -> None:
+    """Databases out there were made by these very files; add a migration instead of changing one."""
+    released = {"0001_initial": "8f87991c73e0ae249876c679469f176579c375a53956ab612a28b25cb8e39199"}
+    for name, digest in released.items():
+        file = migrations.SQL_DIR / "migrations" / f"{name}.sql"
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == digest, name
