@@ -200,7 +200,6 @@ class LLMService:
             )
         if stored.input is None:
             raise InvalidRequest(f"request {request_id} was not asked from here; its input is not stored")
-        self._check_home()
         draft = RequestDraft.again(stored.input, stored.request_id, stored.workflow, self._settings)
         accepted = await self._worker.enqueue_llm_request(draft)
         return RequestHandle(self, accepted.request_id, created=accepted.created)

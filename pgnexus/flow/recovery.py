@@ -24,10 +24,6 @@ class Recovery:
     def start(self) -> None:
         self._looper.start()
 
-    def wake(self) -> None:
-        """Something was put back with a delay: find out when it is due."""
-        self._looper.wake()
-
     async def stop(self) -> None:
         await self._looper.stop()
 

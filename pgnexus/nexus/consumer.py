@@ -66,10 +66,6 @@ class QueueConsumer:
     def start(self) -> None:
         self._looper.start()
 
-    def wake(self) -> None:
-        """Something may be claimed."""
-        self._looper.wake()
-
     @property
     def in_flight(self) -> int:
         return len(self._running)

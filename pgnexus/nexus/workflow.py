@@ -114,7 +114,7 @@ class LLMRequestWorkflow:
         outcome = await self._router.route(request, timeout=asking)
         latency_ms = round((time.monotonic() - started) * 1000)
         if outcome.error is None:
-            return _succeeded(claim, request, outcome, latency_ms)
+            return _succeeded(claim, outcome, latency_ms)
         rest = None if asking is None else asking - (time.monotonic() - started)
         return self._after_error(claim, outcome, outcome.error, rest, latency_ms)
 
@@ -171,7 +171,7 @@ class LLMRequestWorkflow:
         return random.uniform(ceiling / 2, ceiling)
 
 
-def _succeeded(claim: Claim, request: LLMRequest, outcome: RouteOutcome, latency_ms: int) -> Settlement:
+def _succeeded(claim: Claim, outcome: RouteOutcome, latency_ms: int) -> Settlement:
     completion = outcome.completion
     assert completion is not None
     # The text goes once, as response; what else the message has goes beside it.
