@@ -6,11 +6,9 @@ import asyncio
 import logging
 from uuid import UUID
 
-import psycopg
 from pydantic import ValidationError
 
 from pgnexus.caller.waiters import Waiters
-from pgnexus.db.connection import is_data_fault
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
@@ -59,16 +57,10 @@ class LlmResultPoller:
 
     async def _take(self) -> float | None:
         limit, notify = self._limit.size, self._notifier.claim(DONE_CHANNEL)
-        try:
-            rows = await self._db.query(
-                "take_results", {"queue": self._queue, "limit": limit, "notify": notify}
-            )
-        except psycopg.Error as error:
-            if not is_data_fault(error):
-                raise
-            await self._isolate()
+        params = {"queue": self._queue, "limit": limit, "notify": notify}
+        rows = await self._limit.take(self._db.query("take_results", params), self._reject)
+        if rows is None:
             return 0
-        self._limit.grow()
         ended = [row for row in rows if row.request_id is not None]
         for row in ended:
             if self._waiters.is_waiting(row.request_id):
@@ -87,9 +79,7 @@ class LlmResultPoller:
         else:  # a foreign answer of an odd form: its row has the right one
             self._waiters.look(request_id)
 
-    async def _isolate(self) -> None:
-        if not self._limit.halve():
-            return
+    async def _reject(self) -> None:
         for row in await self._db.query("reject_result", {"queue": self._queue}):
             log.error(
                 "queue %s: message %d cannot be stored, archived: %s", self._queue, row.msg_id, row.reason

@@ -8,9 +8,6 @@ import time
 from collections.abc import Iterable
 from uuid import UUID
 
-import psycopg
-
-from pgnexus.db.connection import is_data_fault
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.flow.registry import Registry
@@ -91,17 +88,10 @@ class QueueConsumer:
             return None
         limit = min(free, self._limit.size)
         others = max(0, min(free - self._reserve, limit))
-        try:
-            rows = await self._db.query(
-                "take_requests",
-                {"worker_id": self._registry.instance_id(), "limit": limit, "others": others},
-            )
-        except psycopg.Error as error:
-            if not is_data_fault(error):
-                raise
-            await self._isolate()
+        params = {"worker_id": self._registry.instance_id(), "limit": limit, "others": others}
+        rows = await self._limit.take(self._db.query("take_requests", params), self._reject)
+        if rows is None:
             return 0
-        self._limit.grow()
         now = time.monotonic()
         for row in rows:
             expires_at = None if row.seconds_left is None else now + row.seconds_left
@@ -165,9 +155,7 @@ class QueueConsumer:
         """Others have been given what runs here: go on paying for none of it."""
         self._give_up(self._calling)
 
-    async def _isolate(self) -> None:
-        if not self._limit.halve():
-            return
+    async def _reject(self) -> None:
         worker_id = self._registry.instance_id()
         for lane in REQUEST_QUEUES.values():
             for row in await self._db.query("reject_request", {"lane": lane, "worker_id": worker_id}):
