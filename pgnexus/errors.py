@@ -13,6 +13,19 @@
     │   └── QuotaExceeded         a budget or a provider's quota is spent
     ├── ResultPending             the wait ended before the request did; it goes on (also a TimeoutError)
     ├── UnknownRequest            no request of that id is stored
+    ├── InvalidFlow               a flow cannot be built: a cycle, an unknown dependency, a bad slug, …
+    ├── InvalidSchedule           a schedule makes no sense; says which field
+    ├── UnknownFlow               no flow of that name is compiled in this database, or known to this process
+    ├── UnknownRun                no run of that id is stored
+    ├── NotWaiting                a signal, or an answer, for a step that does not wait for one
+    ├── RunError                  one run did not end in success; has run_id
+    │   ├── RunFailed             a step failed for good; the message names it and its error
+    │   └── RunCancelled          somebody cancelled it
+    ├── RunPending                the wait ended before the run did; it goes on (also a TimeoutError)
+    ├── StepError                 for handlers to raise, and what a step's output may be refused with
+    │   ├── StepFailed            no further attempt would help: the task fails at once
+    │   ├── RetryLater            try again after its delay
+    │   └── InvalidOutput         an output that is not JSON, or over the limit
     ├── DatabaseError
     │   ├── DatabaseUnavailable   nobody answers at the URL, or the connection broke
     │   ├── SchemaMismatch        the schema is missing, older or newer than this code
@@ -132,6 +145,96 @@ class UnknownRequest(PgnexusError, LookupError):
     def __init__(self, request_id: UUID | str) -> None:
         super().__init__(f"request {request_id}: not stored here")
         self.request_id = request_id
+
+
+class InvalidFlow(PgnexusError, ValueError):
+    """A flow cannot be built or compiled; the message names the step at fault."""
+
+    type = "invalid_flow"
+
+
+class InvalidSchedule(PgnexusError, ValueError):
+    """A schedule makes no sense; the message names the field at fault."""
+
+    type = "invalid_schedule"
+
+
+class UnknownFlow(PgnexusError, LookupError):
+    """No flow of that name is compiled in this database, or known to this process."""
+
+    type = "unknown_flow"
+
+
+class UnknownRun(PgnexusError, LookupError):
+    """No run of that id is stored."""
+
+    type = "unknown_run"
+
+
+class NotWaiting(PgnexusError):
+    """A signal, or an answer, for a step that does not wait for one; the message says what state it is in."""
+
+    type = "not_waiting"
+
+
+class RunError(PgnexusError):
+    """A run ended without success."""
+
+    def __init__(self, message: str, *, run_id: UUID) -> None:
+        super().__init__(f"run {run_id}: {message}")
+        self.run_id = run_id
+
+
+class RunFailed(RunError):
+    """A step of the run failed for good; the message names the step and its error."""
+
+    type = "run_failed"
+
+
+class RunCancelled(RunError):
+    """The run was cancelled."""
+
+    type = "run_cancelled"
+
+
+class RunPending(PgnexusError, TimeoutError):
+    """The wait is over, the run is not: it goes on, and its output can be had later."""
+
+    retryable = True
+    type = "run_pending"
+
+    def __init__(self, run_id: UUID, waited: float) -> None:
+        super().__init__(f"run {run_id}: not ended within {waited:g} s; it is still under way")
+        self.run_id = run_id
+
+
+class StepError(PgnexusError):
+    """How a handler says what shall become of its task; any other exception means: try again later."""
+
+    type = "step_error"
+
+
+class StepFailed(StepError):
+    """No further attempt would help: the task fails at once, whatever attempts are left."""
+
+    type = "step_failed"
+
+
+class RetryLater(StepError):
+    """The task is to be tried again in ``delay`` seconds; the attempt counts."""
+
+    retryable = True
+    type = "retry_later"
+
+    def __init__(self, message: str, *, delay: float) -> None:
+        super().__init__(message)
+        self.delay = delay
+
+
+class InvalidOutput(StepFailed):
+    """A step's output is not JSON, or is larger than max_message_bytes; a new attempt would be as bad."""
+
+    type = "invalid_output"
 
 
 class DatabaseError(PgnexusError):
