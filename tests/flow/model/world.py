@@ -1,0 +1,102 @@
+"""One drawn flow in a database: its runs, what is known of them, and what went wrong in the eyes of its workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg import AsyncConnection
+from psycopg.rows import namedtuple_row
+from psycopg.types.json import Jsonb
+
+from tests.flow.model.graph import ABSENT, Graph, Scenario, TaskPlan, text
+from tests.flow.model.oracle import Outcome, predict
+
+Connection = AsyncConnection[Any]
+Task = tuple[UUID, str, int]
+
+
+def jsonb(value: Any) -> Jsonb | None:
+    """A parameter: JSON's null for None, SQL's for ABSENT."""
+    return None if value is ABSENT else Jsonb(value)
+
+
+async def fetch(connection: Connection, statement: str, *params: Any) -> list[Any]:
+    async with connection.cursor(row_factory=namedtuple_row) as cursor:
+        await cursor.execute(statement, params)
+        return await cursor.fetchall() if cursor.description else []
+
+
+@dataclass
+class World:
+    """What all workers of one example share."""
+
+    graph: Graph
+    runs: dict[UUID, Scenario]
+    slug: str = field(default_factory=lambda: f"flow_{uuid4().hex[:20]}")
+    queue: str = ""
+    outcomes: dict[UUID, Outcome] = field(default_factory=dict)
+    holders: dict[Task, UUID] = field(default_factory=dict)
+    failures: Counter[Task] = field(default_factory=Counter)
+    losses: Counter[Task] = field(default_factory=Counter)
+    chained: set[tuple[UUID, str]] = field(default_factory=set)
+    unstarted: list[UUID] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    idle_rounds: int = 0
+    finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.outcomes = {run_id: predict(self.graph, scenario) for run_id, scenario in self.runs.items()}
+        self.unstarted = list(self.runs)
+
+    async def define(self, connection: Connection) -> None:
+        """Create the flow, with retries that wait for nothing."""
+        await fetch(
+            connection, "select pgflow.create_flow(%s, max_attempts => 7, base_delay => 0)", self.slug
+        )
+        for step in self.graph.steps:
+            await fetch(
+                connection,
+                """select pgflow.add_step(%s, %s, %s::text[], max_attempts => %s, step_type => %s,
+                     required_input_pattern => %s, forbidden_input_pattern => %s, when_unmet => %s,
+                     when_exhausted => %s)""",
+                *(self.slug, step.slug, list(step.deps), step.max_attempts, step.kind),
+                *(None if pattern is None else Jsonb(pattern) for pattern in (step.required, step.forbidden)),
+                *(step.when_unmet, step.when_exhausted),
+            )
+        [row] = await fetch(connection, "select queue_name from pgflow.flows where flow_slug = %s", self.slug)
+        self.queue = row.queue_name
+
+    def plan(self, task: Task) -> TaskPlan:
+        run_id, step_slug, index = task
+        return self.runs[run_id].plan(step_slug, index)
+
+    def is_doomed(self, task: Task) -> bool:
+        """Whether the task fails however often it is tried."""
+        return self.plan(task).errors >= self.graph.step(task[1]).max_attempts
+
+    def fails_now(self, task: Task) -> bool:
+        return self.is_doomed(task) or self.failures[task] < self.plan(task).errors
+
+    def may_be_lost(self, task: Task) -> bool:
+        """Whether a worker may die with it: an attempt to spare, or none that counts. Few enough for a rescue each."""
+        spare = self.graph.step(task[1]).max_attempts - self.plan(task).errors - 1 - self.losses[task]
+        return self.losses[task] < 2 and (self.is_doomed(task) or spare > 0)
+
+    def hold(self, worker_id: UUID, task: Task, given: Any) -> None:
+        """A worker claimed the task: nobody else may have it, and its input must be the model's."""
+        if task in self.holders:
+            self.complain(task, "claimed while somebody else has it")
+        self.holders[task] = worker_id
+        run_id, step_slug, index = task
+        inputs = self.outcomes[run_id].steps[step_slug].inputs
+        if index >= len(inputs):
+            self.complain(task, f"claimed, but the step has {len(inputs)} tasks")
+        elif text(inputs[index]) != text(given):
+            self.complain(task, f"input {given!r}, should be {inputs[index]!r}")
+
+    def complain(self, task: Task, what: str) -> None:
+        run_id, step_slug, index = task
+        self.complaints.append(f"run {run_id}: {step_slug}[{index}]: {what}")

@@ -1,0 +1,102 @@
+"""Any flow, run by several workers of which some die, ends as the model in tests/flow/model says.
+
+`PGNEXUS_PROPERTY_EXAMPLES` draws that many flows, new ones each time, in place of the same few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pprint import pformat
+from uuid import uuid4
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+
+from tests.conftest import TEMPLATE, Server
+from tests.flow.model.checks import complaints
+from tests.flow.model.drawing import graphs, scenarios
+from tests.flow.model.workers import Worker
+from tests.flow.model.world import Connection, World, fetch
+
+EXAMPLES = int(os.environ.get("PGNEXUS_PROPERTY_EXAMPLES", "0"))
+LEDGER = Path(__file__).parent / "model" / "ledger.sql"
+WORKERS = 4
+
+
+@dataclass
+class Bench:
+    """Connections for the workers and for looking on, used in one event loop."""
+
+    runner: asyncio.Runner
+    connections: list[Connection]
+
+
+@pytest.fixture(scope="module")
+def bench(server: Server) -> Iterator[Bench]:
+    name = server.create(template=TEMPLATE)
+    with psycopg.connect(server.url(name), autocommit=True) as connection:
+        connection.execute(LEDGER.read_bytes())
+    with asyncio.Runner() as runner:
+        connections = [runner.run(_connect(server.url(name))) for _ in range(WORKERS + 1)]
+        yield Bench(runner, connections)
+        for connection in connections:
+            runner.run(connection.close())
+    server.drop(name)
+
+
+async def _connect(url: str) -> Connection:
+    return await psycopg.AsyncConnection.connect(url, autocommit=True)
+
+
+@pytest.mark.timeout(0 if EXAMPLES else 300)
+@given(st.data())
+@settings(
+    max_examples=EXAMPLES or 60,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    database=None,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+)
+def test_a_flow_ends_as_the_model_says(bench: Bench, data: st.DataObject) -> None:
+    graph = data.draw(graphs(), "graph")
+    drawn = data.draw(st.lists(scenarios(graph), min_size=1, max_size=5), "runs")
+    seeds = data.draw(st.lists(st.integers(0, 2**32), min_size=1, max_size=WORKERS), "seeds")
+    world = World(graph, {uuid4(): scenario for scenario in drawn})
+    bench.runner.run(_run(bench, world, seeds))
+
+
+async def _run(bench: Bench, world: World, seeds: list[int]) -> None:
+    onlooker, *connections = bench.connections
+    await world.define(onlooker)
+    async with asyncio.TaskGroup() as group:
+        for seed, connection in zip(seeds, connections, strict=False):
+            group.create_task(Worker(world, connection, seed).work())
+    found = await complaints(world, onlooker)
+    if found:
+        note(await _dump(onlooker, world))
+    assert not found, pformat(found)
+    await fetch(onlooker, "select pgflow.delete_flow_and_data(%s)", world.slug)
+
+
+async def _dump(connection: Connection, world: World) -> str:
+    """What an onlooker wants to see of runs that went wrong."""
+    lines = [f"wanted: {pformat(world.outcomes)}"]
+    for what, columns in {
+        "runs": "run_id, status, remaining_steps, output",
+        "step_states": """run_id, step_slug, status, skip_reason, remaining_deps, remaining_tasks, initial_tasks,
+                          error_message, output""",
+        "step_tasks": """run_id, step_slug, task_index, status, attempts_count, requeued_count, message_id,
+                         not_before, last_worker_id, error_message, output""",
+    }.items():
+        rows = await fetch(
+            connection, f"select {columns} from pgflow.{what} where flow_slug = %s order by 1, 2", world.slug
+        )
+        lines += [what, *map(str, rows)]
+    return "\n".join(lines)
