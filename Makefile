@@ -29,6 +29,7 @@ check: .venv/dev.stamp ## format, lint, types, the direction of imports
 
 bench: .venv/dev.stamp ## measure throughput, latency, commits and WAL; see benchmarks/README.md
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.flow
 
 chaos: .venv/dev.stamp ## the tests that kill things, CHAOS_ROUNDS times (5)
 	@for round in $$(seq $(CHAOS_ROUNDS)); do echo "round $$round"; $(BIN)/pytest -q tests/survival || exit 1; done

@@ -17,6 +17,17 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process, greeting: str) -> None:
         self._process = process
         self.greeting = greeting
+        self.pid = process.pid
+
+    @property
+    def left(self) -> bool:
+        """Whether it is gone, by itself or by a fault."""
+        return self._process.returncode is not None
+
+    def tell(self, words: str) -> None:
+        """Write one line to its input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{words}\n".encode())
 
     def memory(self) -> tuple[float | None, float | None]:
         """Resident memory in MB, now and at its peak; None where /proc does not tell."""
@@ -55,12 +66,17 @@ async def child(module: str, *arguments: object) -> AsyncIterator[Child]:
             await process.wait()
 
 
-async def until_input_ends() -> None:
-    """In the child: wait for the parent to say goodbye, or to be gone."""
-    loop = asyncio.get_running_loop()
+async def standard_input() -> asyncio.StreamReader:
+    """In the child: what the parent tells; it ends when the parent says goodbye, or is gone."""
     reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    await reader.read()
+    return reader
+
+
+async def until_input_ends() -> None:
+    """In the child: wait for that end."""
+    await (await standard_input()).read()
 
 
 def greet(words: object) -> None:

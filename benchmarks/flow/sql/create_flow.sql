@@ -1,0 +1,1 @@
+SELECT pgflow.create_flow(%(flow)s)

@@ -1,0 +1,1 @@
+SELECT queue_name FROM pgflow.flows WHERE flow_slug = %(flow)s
