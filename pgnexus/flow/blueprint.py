@@ -1,0 +1,165 @@
+"""A flow's steps in the order in which they can run, checked: what executor and worker need of it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from pgnexus.errors import InvalidFlow, InvalidOutput, InvalidRequest
+from pgnexus.flow.options import FlowOptions, check_slug
+from pgnexus.flow.shape import description_of, shape_of
+from pgnexus.flow.step import Step
+from pgnexus.flow.values import Misfit, dump, name_of
+
+
+class Blueprint:
+    """A named set of steps. Its check runs once, when somebody first needs the whole."""
+
+    def __init__(self, name: str, options: FlowOptions) -> None:
+        self.name = check_slug("flow", name)
+        self.options = options
+        self._steps: dict[str, Step] = {}
+        self._checked = False
+
+    @property
+    def steps(self) -> dict[str, Step]:
+        """By slug, dependencies first, else in the order of their definition."""
+        return self._steps
+
+    @property
+    def leaves(self) -> list[Step]:
+        """The steps that no other depends on: their outputs are the run's."""
+        needed = {slug for step in self._steps.values() for slug in step.depends_on}
+        return [step for step in self._steps.values() if step.slug not in needed]
+
+    def check(self) -> None:
+        """Raise `InvalidFlow` that names the step at fault, and says what to do."""
+        if self._checked:
+            return
+        if not self._steps:
+            raise InvalidFlow(f"flow {self.name}: it has no steps; add one with @flow.step")
+        for step in self._steps.values():
+            self._check_dependencies(step)
+        self._steps = self._sorted()
+        for step in self._steps.values():
+            self._check_step(step)
+        self._checked = True
+
+    def shape(self) -> dict[str, Any]:
+        """What is compared with the versions in the database, and the options that are applied."""
+        self.check()
+        return shape_of(self._steps.values(), self.options)
+
+    def definition(self) -> dict[str, Any]:
+        """What is shown of the flow: kinds of steps, what they depend on, their first lines."""
+        self.check()
+        return description_of(self.name, self._steps.values())
+
+    def encode_input(self, value: Any, max_bytes: int | None = None) -> str:
+        """The JSON text of a run's input; `InvalidRequest` when a root step could not take it."""
+        self.check()
+        try:
+            text = dump(value, f"flow {self.name}: input", max_bytes)
+            plain = json.loads(text)
+            for step in self._steps.values():
+                if not step.depends_on:
+                    step.check_flow_input(plain)
+        except InvalidOutput as error:
+            raise InvalidRequest(str(error)) from None
+        except Misfit as error:
+            raise InvalidRequest(f"flow {self.name}, step {step.slug}: {error}") from None
+        return text
+
+    def decode_output(self, value: Any) -> Any:
+        """A run's output as annotated: ``{leaf: output}``, or that one output of a flow with one leaf.
+
+        Leaves that were skipped are missing in it; it is None when the only leaf was.
+        """
+        self.check()
+        leaves = self.leaves
+        given = value if isinstance(value, dict) else {}
+        try:
+            outputs = {
+                leaf.slug: leaf.decode_output(given[leaf.slug]) for leaf in leaves if leaf.slug in given
+            }
+        except Misfit as error:
+            raise InvalidOutput(f"flow {self.name}: {error}") from None
+        return outputs.get(leaves[0].slug) if len(leaves) == 1 else outputs
+
+    def _where(self, slug: str) -> str:
+        return f"flow {self.name}, step {slug}"
+
+    def _add(self, step: Step) -> None:
+        if step.slug in self._steps:
+            raise InvalidFlow(f"{self._where(step.slug)}: there is such a step already; rename one of them")
+        self._steps[step.slug] = step
+        self._checked = False
+
+    def _check_dependencies(self, step: Step) -> None:
+        where = self._where(step.slug)
+        for slug in step.depends_on:
+            if slug == step.slug:
+                raise InvalidFlow(f"{where}: it depends on itself; remove that dependency")
+            if slug not in self._steps:
+                close = difflib.get_close_matches(slug, self._steps, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self._steps)}"
+                raise InvalidFlow(f"{where}: it depends on {slug!r}, and there is no such step; {hint}")
+
+    def _sorted(self) -> dict[str, Step]:
+        """Dependencies first; what is free of them keeps the order of definition."""
+        left = dict(self._steps)
+        done: dict[str, Step] = {}
+        while left:
+            step = next((one for one in left.values() if not left.keys() & set(one.depends_on)), None)
+            if step is None:
+                circle = " → ".join(_circle(left))
+                raise InvalidFlow(f"flow {self.name}: a cycle: {circle}; remove one of these dependencies")
+            done[step.slug] = left.pop(step.slug)
+        return done
+
+    def _check_step(self, step: Step) -> None:
+        where = self._where(step.slug)
+        if step.is_map:
+            self._check_map(step, where)
+        else:
+            self._check_gaps(step, where)
+        for name, pattern in (("only_if", step.options.only_if), ("unless", step.options.unless)):
+            strange = set(pattern or ()) - set(step.depends_on) if step.depends_on else ()
+            for key in sorted(strange):
+                raise InvalidFlow(
+                    f"{where}: {name} is compared with the outputs of its dependencies, "
+                    f"{{{', '.join(map(repr, step.depends_on))}: …}}, which never have {key!r}"
+                )
+
+    def _check_map(self, step: Step, where: str) -> None:
+        if len(step.depends_on) > 1:
+            raise InvalidFlow(
+                f"{where}: a map has one dependency at most, but {len(step.depends_on)} were given: "
+                f"{', '.join(step.depends_on)}; join them in a step before it"
+            )
+        for slug in step.depends_on:
+            source = self._steps[slug]
+            if not source.is_map and not source.output.is_list:
+                returned = name_of(source.output.annotation)
+                advice = "return [] instead of None" if source.output.allows_none else "let it return a list"
+                raise InvalidFlow(f"{where}: it maps over {slug}, which returns {returned}; {advice}")
+
+    def _check_gaps(self, step: Step, where: str) -> None:
+        for slug in step.depends_on:
+            if self._steps[slug].options.may_leave_a_gap and step.needs(slug):
+                raise InvalidFlow(
+                    f"{where}: its dependency {slug} can be skipped; give the parameter {slug!r} a default or "
+                    f"allow None, or let {slug} have skip-cascade instead of skip"
+                )
+
+
+def _circle(left: dict[str, Step]) -> Iterable[str]:
+    """Slugs along a cycle, the first one again at the end; every step that is left has a dependency left."""
+    path: list[str] = []
+    slug = next(iter(left))
+    while slug not in path:
+        path.append(slug)
+        slug = next(one for one in left[slug].depends_on if one in left)
+    return [*path[path.index(slug) :], slug][::-1]
