@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pprint import pformat
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -22,7 +22,7 @@ from tests.conftest import TEMPLATE, Server
 from tests.flow.model.checks import complaints
 from tests.flow.model.drawing import graphs, scenarios
 from tests.flow.model.workers import Worker
-from tests.flow.model.world import Connection, World, fetch
+from tests.flow.model.world import Connection, Flow, Run, World, fetch
 
 EXAMPLES = int(os.environ.get("PGNEXUS_PROPERTY_EXAMPLES", "0"))
 LEDGER = Path(__file__).parent / "model" / "ledger.sql"
@@ -65,16 +65,20 @@ async def _connect(url: str) -> Connection:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 def test_a_flow_ends_as_the_model_says(bench: Bench, data: st.DataObject) -> None:
-    graph = data.draw(graphs(), "graph")
-    drawn = data.draw(st.lists(scenarios(graph), min_size=1, max_size=5), "runs")
+    flows = [Flow(graph) for graph in data.draw(st.lists(graphs(), min_size=1, max_size=2), "graphs")]
+    runs: dict[UUID, Run] = {}
+    for _ in range(data.draw(st.integers(1, 5), "runs")):
+        flow = data.draw(st.sampled_from(flows))
+        runs[uuid4()] = Run(flow, data.draw(scenarios(flow.graph)))
     seeds = data.draw(st.lists(st.integers(0, 2**32), min_size=1, max_size=WORKERS), "seeds")
-    world = World(graph, {uuid4(): scenario for scenario in drawn})
+    world = World(flows, runs)
     bench.runner.run(_run(bench, world, seeds))
 
 
 async def _run(bench: Bench, world: World, seeds: list[int]) -> None:
     onlooker, *connections = bench.connections
-    await world.define(onlooker)
+    for flow in world.flows:
+        await flow.define(onlooker)
     async with asyncio.TaskGroup() as group:
         for seed, connection in zip(seeds, connections, strict=False):
             group.create_task(Worker(world, connection, seed).work())
@@ -82,12 +86,13 @@ async def _run(bench: Bench, world: World, seeds: list[int]) -> None:
     if found:
         note(await _dump(onlooker, world))
     assert not found, pformat(found)
-    await fetch(onlooker, "select pgflow.delete_flow_and_data(%s)", world.slug)
+    for flow in world.flows:
+        await fetch(onlooker, "select pgflow.delete_flow_and_data(%s)", flow.slug)
 
 
 async def _dump(connection: Connection, world: World) -> str:
     """What an onlooker wants to see of runs that went wrong."""
-    lines = [f"wanted: {pformat(world.outcomes)}"]
+    lines = [f"wanted: {pformat(world.runs)}"]
     for what, columns in {
         "runs": "run_id, status, remaining_steps, output",
         "step_states": """run_id, step_slug, status, skip_reason, remaining_deps, remaining_tasks, initial_tasks,
@@ -96,7 +101,9 @@ async def _dump(connection: Connection, world: World) -> str:
                          not_before, last_worker_id, error_message, output""",
     }.items():
         rows = await fetch(
-            connection, f"select {columns} from pgflow.{what} where flow_slug = %s order by 1, 2", world.slug
+            connection,
+            f"select {columns} from pgflow.{what} where run_id = any (%s) order by 1, 2",
+            list(world.runs),
         )
         lines += [what, *map(str, rows)]
     return "\n".join(lines)

@@ -54,13 +54,15 @@ async def complaints(world: World, connection: Connection) -> list[str]:
     for run_id in world.runs:
         for what in _of_run(world, rows, run_id):
             found.append(f"run {run_id}: {what}")
-    left = await fetch(connection, f'select message from pgmq."q_{world.queue}"')
-    found += [f"left on the queue: {row.message}" for row in left]
+    for queue in world.queues:
+        left = await fetch(connection, f'select message from pgmq."q_{queue}"')
+        found += [f"left on the queue: {row.message}" for row in left]
     return found
 
 
 def _of_run(world: World, rows: Rows, run_id: UUID) -> Iterator[str]:
-    run, outcome, steps = rows.runs.get(run_id), world.outcomes[run_id], rows.steps[run_id]
+    run, steps = rows.runs.get(run_id), rows.steps[run_id]
+    graph, outcome = world.runs[run_id].flow.graph, world.runs[run_id].outcome
     if run is None:
         yield "was never stored"
         return
@@ -76,7 +78,7 @@ def _of_run(world: World, rows: Rows, run_id: UUID) -> Iterator[str]:
     if run.remaining_steps != open_steps:
         yield f"remaining_steps {run.remaining_steps}, but {open_steps} steps are neither completed nor skipped"
     if run.status == "failed":
-        yield from _of_culprits(world.graph, outcome, steps)
+        yield from _of_culprits(graph, outcome, steps)
     for slug, row in steps.items():
         for what in _of_step(world, outcome, row, rows.tasks[run_id][slug], run.status):
             yield f"{slug}: {what}"
@@ -127,7 +129,7 @@ def _of_step(world: World, outcome: Outcome, row: Any, tasks: list[Any], run_sta
 
 
 def _of_attempts(world: World, row: Any, task: Any, plan: TaskPlan) -> Iterator[str]:
-    step = world.graph.step(row.step_slug)
+    step = world.step((row.run_id, row.step_slug, 0))
     if task.attempts_count > step.max_attempts:
         yield f"[{task.task_index}] took {task.attempts_count} attempts of {step.max_attempts}"
     if task.status == "completed" and plan.errors >= step.max_attempts:
@@ -174,10 +176,10 @@ def _of_events(world: World, run: Any, steps: dict[str, Any], events: list[Any])
             yield f"event {event.event} carries {payload}"
         if payload.get("event_type") not in (event.event, f"{kind[0]}:{kind[-1]}"):
             yield f"event {event.event} carries {payload}"
-        wanted = world.outcomes[run.run_id].steps[kind[1]].output if kind[0] == "step" else ABSENT
+        wanted = world.runs[run.run_id].outcome.steps[kind[1]].output if kind[0] == "step" else ABSENT
         if kind[-1] == "completed" and kind[0] == "step" and text(payload.get("output")) != text(wanted):
             yield f"event {event.event} carries the output {payload.get('output')!r}, should be {wanted!r}"
-    for step in world.graph.steps:
+    for step in world.runs[run.run_id].flow.graph.steps:
         yield from _of_step_events(world, steps, step.slug, place)
 
 
@@ -194,7 +196,7 @@ def _of_step_events(world: World, steps: dict[str, Any], slug: str, place: dict[
     if row.status == "completed" and (start is None) == bool(row.initial_tasks) and not chained:
         yield f"{slug}: completed with {row.initial_tasks} tasks, its step:started at {start}"
     first = min([*ends, *([] if start is None else [start])], default=None)
-    parents = {dep: _end_of(dep, place) for dep in world.graph.step(slug).deps}
+    parents = {dep: _end_of(dep, place) for dep in world.step((row.run_id, slug, 0)).deps}
     if first is None or not parents:
         return
     before = [dep for dep, at in parents.items() if at is not None and at < first]

@@ -30,9 +30,9 @@ def graphs(draw: st.DrawFn) -> Graph:
                 kind=draw(st.sampled_from(["single", "map"])) if len(deps) < 2 else "single",
                 required=draw(_patterns(deps)),
                 forbidden=draw(_patterns(deps)),
-                when_unmet=draw(st.sampled_from(["skip", "skip", "skip-cascade", "fail"])),
+                when_unmet=draw(st.sampled_from(["skip"] * 2 + ["skip-cascade"] * 2 + ["fail"])),
                 when_exhausted=draw(st.sampled_from(["skip", "skip-cascade", "fail"])),
-                max_attempts=draw(st.integers(1, 3)),
+                max_attempts=draw(st.sampled_from([1, 2, 3, 3])),
             )
         )
     return Graph(tuple(steps))
@@ -60,7 +60,7 @@ def scenarios(draw: st.DrawFn, graph: Graph) -> Scenario:
 def _plans(draw: st.DrawFn, graph: Graph, step: Step) -> tuple[TaskPlan, ...]:
     outputs = OUTPUTS
     if step.kind == "single" and any(child.kind == "map" for child in graph.children(step.slug)):
-        outputs = LISTS if draw(st.integers(0, 24)) else OUTPUTS
-    errors = st.sampled_from([0] * 12 + [1, 1, 2, NEVER])
+        outputs = LISTS if draw(st.integers(0, 9)) else OUTPUTS
+    errors = st.sampled_from([0] * 16 + [1, 1, 1, 2, 2, NEVER])
     count = 1 if step.kind == "single" else draw(st.integers(1, 3))
     return tuple(TaskPlan(draw(errors), draw(outputs)) for _ in range(count))

@@ -68,22 +68,21 @@ class Worker:
     async def _register(self) -> None:
         await self._ask(
             "select pgflow.heartbeat(%s, %s, 'test', interval '60 seconds')",
-            *(self._hands.worker_id, self._world.queue),
+            *(self._hands.worker_id, self._world.queues[0]),
         )
 
     async def _start(self) -> None:
         """Start one run, perhaps twice: the second time does nothing."""
         run_id = self._world.unstarted.pop()
-        given = jsonb(self._world.runs[run_id].input)
+        run = self._world.runs[run_id]
+        given = jsonb(run.scenario.input)
         if self._random.random() < 0.4:
-            await self._ask(
-                "select run_id from pgflow.start_flow(%s, %s, %s)", self._world.slug, given, run_id
-            )
+            await self._ask("select run_id from pgflow.start_flow(%s, %s, %s)", run.flow.slug, given, run_id)
             return
         for created in (True, False)[: self._random.randint(1, 2)]:
             [row] = await self._ask(
                 "select run_id, created from pgflow.start_flows(%s, array[%s]::jsonb[], array[%s]::uuid[])",
-                *(self._world.slug, given, run_id),
+                *(run.flow.slug, given, run_id),
             )
             if (row.run_id, row.created) != (run_id, created):
                 self._world.complaints.append(f"run {run_id}: start_flows gave {row}")
@@ -94,8 +93,8 @@ class Worker:
         if self._random.random() < 0.4:
             return await self._claim_as_pgflow(size)
         rows = await self._ask(
-            "select * from pgflow.claim_tasks(array[%s], %s, %s)",
-            self._world.queue,
+            "select * from pgflow.claim_tasks(%s, %s, %s)",
+            self._world.queues,
             self._hands.worker_id,
             size,
         )
@@ -103,14 +102,15 @@ class Worker:
 
     async def _claim_as_pgflow(self, size: int) -> bool:
         """With a visibility of 0 others read the same message: only one may get its task."""
+        flow = self._random.choice(self._world.flows)
         read = await self._ask(
-            "select msg_id from pgmq.read(%s, %s, %s)", self._world.queue, self._random.choice([0, 30]), size
+            "select msg_id from pgmq.read(%s, %s, %s)", flow.queue, self._random.choice([0, 30]), size
         )
         if self._random.random() < 0.3:
             await asyncio.sleep(0)
         rows = await self._ask(
             "select * from pgflow.start_tasks(%s, %s::bigint[], %s)",
-            *(self._world.slug, [row.msg_id for row in read], self._hands.worker_id),
+            *(flow.slug, [row.msg_id for row in read], self._hands.worker_id),
         )
         for row in rows:
             task = (row.run_id, row.step_slug, row.task_index)
@@ -237,7 +237,7 @@ class Worker:
         """The steps behind a task that its worker ran in the same go, sometimes."""
         chain: list[dict[str, Any]] = []
         run_id, slug, _ = task
-        graph = self._world.graph
+        graph = self._world.runs[run_id].flow.graph
         while self._random.random() < 0.4:
             children = graph.children(slug)
             if graph.step(slug).kind == "map" or [child.deps for child in children] != [(slug,)]:
@@ -262,7 +262,8 @@ class Worker:
             world.holders.pop(task, None)
             world.failures[task] += 1
         rows = await self._ask(
-            "select * from pgflow.fail_tasks(%s, %s::uuid[], %s::text[], %s::int[], %s::int[], %s, %s::bool[], %s)",
+            """select * from pgflow.fail_tasks(%s, %s::uuid[], %s::text[], %s::int[], %s::int[], %s::text[],
+                 %s::bool[], %s::float8[])""",
             *(hands.worker_id, *_columns(hands, tasks), [error_of(slug, index) for _, slug, index in tasks]),
             [world.is_doomed(task) and self._random.random() < 0.3 for task in tasks],
             [self._random.choice([None, 0.0]) for _ in tasks],

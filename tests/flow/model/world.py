@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
 
-from tests.flow.model.graph import ABSENT, Graph, Scenario, TaskPlan, text
+from tests.flow.model.graph import ABSENT, Graph, Scenario, Step, TaskPlan, text
 from tests.flow.model.oracle import Outcome, predict
 
 Connection = AsyncConnection[Any]
@@ -25,31 +25,17 @@ def jsonb(value: Any) -> Jsonb | None:
 
 async def fetch(connection: Connection, statement: str, *params: Any) -> list[Any]:
     async with connection.cursor(row_factory=namedtuple_row) as cursor:
-        await cursor.execute(statement, params)
+        await cursor.execute(statement, params or None)
         return await cursor.fetchall() if cursor.description else []
 
 
 @dataclass
-class World:
-    """What all workers of one example share."""
+class Flow:
+    """A graph as it is defined in the database."""
 
     graph: Graph
-    runs: dict[UUID, Scenario]
     slug: str = field(default_factory=lambda: f"flow_{uuid4().hex[:20]}")
     queue: str = ""
-    outcomes: dict[UUID, Outcome] = field(default_factory=dict)
-    holders: dict[Task, UUID] = field(default_factory=dict)
-    failures: Counter[Task] = field(default_factory=Counter)
-    losses: Counter[Task] = field(default_factory=Counter)
-    chained: set[tuple[UUID, str]] = field(default_factory=set)
-    unstarted: list[UUID] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    idle_rounds: int = 0
-    finished: bool = False
-
-    def __post_init__(self) -> None:
-        self.outcomes = {run_id: predict(self.graph, scenario) for run_id, scenario in self.runs.items()}
-        self.unstarted = list(self.runs)
 
     async def define(self, connection: Connection) -> None:
         """Create the flow, with retries that wait for nothing."""
@@ -69,20 +55,56 @@ class World:
         [row] = await fetch(connection, "select queue_name from pgflow.flows where flow_slug = %s", self.slug)
         self.queue = row.queue_name
 
+
+@dataclass
+class Run:
+    flow: Flow
+    scenario: Scenario
+    outcome: Outcome = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outcome = predict(self.flow.graph, self.scenario)
+
+
+@dataclass
+class World:
+    """What all workers of one example share. Its flows are worked on together, in the same batches."""
+
+    flows: list[Flow]
+    runs: dict[UUID, Run]
+    holders: dict[Task, UUID] = field(default_factory=dict)
+    failures: Counter[Task] = field(default_factory=Counter)
+    losses: Counter[Task] = field(default_factory=Counter)
+    chained: set[tuple[UUID, str]] = field(default_factory=set)
+    unstarted: list[UUID] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    idle_rounds: int = 0
+    finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.unstarted = list(self.runs)
+
+    @property
+    def queues(self) -> list[str]:
+        return [flow.queue for flow in self.flows]
+
+    def step(self, task: Task) -> Step:
+        return self.runs[task[0]].flow.graph.step(task[1])
+
     def plan(self, task: Task) -> TaskPlan:
         run_id, step_slug, index = task
-        return self.runs[run_id].plan(step_slug, index)
+        return self.runs[run_id].scenario.plan(step_slug, index)
 
     def is_doomed(self, task: Task) -> bool:
         """Whether the task fails however often it is tried."""
-        return self.plan(task).errors >= self.graph.step(task[1]).max_attempts
+        return self.plan(task).errors >= self.step(task).max_attempts
 
     def fails_now(self, task: Task) -> bool:
         return self.is_doomed(task) or self.failures[task] < self.plan(task).errors
 
     def may_be_lost(self, task: Task) -> bool:
         """Whether a worker may die with it: an attempt to spare, or none that counts. Few enough for a rescue each."""
-        spare = self.graph.step(task[1]).max_attempts - self.plan(task).errors - 1 - self.losses[task]
+        spare = self.step(task).max_attempts - self.plan(task).errors - 1 - self.losses[task]
         return self.losses[task] < 2 and (self.is_doomed(task) or spare > 0)
 
     def hold(self, worker_id: UUID, task: Task, given: Any) -> None:
@@ -91,7 +113,7 @@ class World:
             self.complain(task, "claimed while somebody else has it")
         self.holders[task] = worker_id
         run_id, step_slug, index = task
-        inputs = self.outcomes[run_id].steps[step_slug].inputs
+        inputs = self.runs[run_id].outcome.steps[step_slug].inputs
         if index >= len(inputs):
             self.complain(task, f"claimed, but the step has {len(inputs)} tasks")
         elif text(inputs[index]) != text(given):
