@@ -201,6 +201,26 @@ async def test_a_flow_that_is_not_there_is_its_schedules_error_and_nobody_elses(
         assert (await fired(schedules, "lost")).last_error is None
 
 
+async def test_a_fault_that_passes_costs_no_firing(
+    db: Database, schedules: Schedules, caplog: pytest.LogCaptureFixture
+) -> None:
+    await schedules.put("yearly", "report", YEARLY)
+    await move(db, "'2021-01-01Z'")
+    await sql(
+        db,
+        """create function public.busy() returns trigger language plpgsql as
+           $$ begin raise exception using errcode = '40001', message = 'busy'; end $$""",
+    )
+    await sql(db, "create trigger busy before insert on pgflow.runs execute function public.busy()")
+    async with firing(db):
+        await until(lambda: asyncio.sleep(0, "busy" in caplog.text))
+        found = await only(schedules)
+        assert (found.last_error, found.next_fire_at.year) == (None, 2021)
+        await sql(db, "drop trigger busy on pgflow.runs")
+        await fired(schedules)
+    assert len(await inputs(db)) == 1
+
+
 async def test_a_row_that_makes_no_sense_holds_up_nobody(
     db: Database, schedules: Schedules, caplog: pytest.LogCaptureFixture
 ) -> None:
