@@ -1,1 +1,1 @@
-select sent, next_in from pgflow.send_due(%(flow_slug)s)
+select sent, next_in from pgflow.send_due_tasks()

@@ -1,5 +1,5 @@
 -- The workflow engine's tables. Names, columns and constraints follow pgflow's public contract; what is ours
--- beyond it: step_tasks.not_before, runs.cancelled_at.
+-- beyond it stands at the end of each table.
 
 create schema pgflow;
 
@@ -14,6 +14,11 @@ create table pgflow.flows (
   opt_base_delay   int not null default 1,
   opt_timeout      int not null default 60,
   created_at       timestamptz not null default now(),
+  queue_name       text,         -- null: pgflow.queue_name(flow_slug)
+  paused_at        timestamptz,  -- since when nobody claims its tasks
+  name             text,         -- of which this is a version; null: its slug
+  version          int not null default 1,
+  definition       jsonb,        -- how its authors describe it, for display; of a built flow: what builds it
   constraint slug_is_valid check (pgflow.is_valid_slug(flow_slug)),
   constraint opt_max_attempts_is_nonnegative check (opt_max_attempts >= 0),
   constraint opt_base_delay_is_nonnegative check (opt_base_delay >= 0),
@@ -35,6 +40,7 @@ create table pgflow.steps (
   when_unmet              text not null default 'skip',
   when_exhausted          text not null default 'fail',
   created_at              timestamptz not null default now(),
+  handler                 text,  -- which action runs it, in a flow built at run time
   primary key (flow_slug, step_slug),
   constraint steps_flow_slug_fkey foreign key (flow_slug) references pgflow.flows (flow_slug),
   constraint steps_flow_slug_step_index_key unique (flow_slug, step_index),
@@ -89,6 +95,8 @@ create table pgflow.runs (
   constraint failed_at_when_failed check ((status = 'failed') = (failed_at is not null)),
   constraint cancelled_is_failed check (cancelled_at is null or status = 'failed')
 ) with (fillfactor = 50);
+-- Runs of LLMRequestWorkflow are found by their requests, and spare themselves the index.
+create index runs_by_time on pgflow.runs (started_at, flow_slug) where flow_slug <> 'llm_request_workflow';
 
 create table pgflow.step_states (
   run_id          uuid not null,
@@ -146,10 +154,69 @@ create table pgflow.step_tasks (
   last_requeued_at        timestamptz,
   permanently_stalled_at  timestamptz,
   not_before              timestamptz,
+  input                   jsonb,        -- a map task's element; null where the parent's task of the same index has it
+  deferred_until          timestamptz,  -- set while the task waits for an answer, holding no worker
+  deferral_token          uuid,         -- who has it may end the task
+  deferral                jsonb,        -- what it waits for: {kind, ...}
+  progress                jsonb,        -- what its handler last told of itself
   primary key (run_id, step_slug, task_index),
   constraint status_is_valid check (status in ('queued', 'started', 'completed', 'failed')),
   constraint attempts_count_is_nonnegative check (attempts_count >= 0),
-  constraint waits_only_when_queued check (not_before is null or status = 'queued')
+  constraint waits_only_when_queued check (not_before is null or status = 'queued'),
+  constraint deferred_only_when_started check (deferred_until is null or status = 'started' and deferral_token is not null)
 ) with (fillfactor = 50);
 create index step_tasks_by_worker on pgflow.step_tasks (last_worker_id) where status = 'started';
 create index step_tasks_by_due_time on pgflow.step_tasks (not_before) where not_before is not null;
+create unique index step_tasks_by_token on pgflow.step_tasks (deferral_token) where deferral_token is not null;
+create index step_tasks_by_deferral on pgflow.step_tasks (deferred_until) where deferred_until is not null;
+
+-- Functions that a platform may start workers by; kept for clients that know it.
+create table pgflow.worker_functions (
+  function_name   text primary key,
+  enabled         boolean not null default true,
+  debounce        interval not null default '6 seconds',
+  last_invoked_at timestamptz,
+  created_at      timestamptz not null default now(),
+  updated_at      timestamptz not null default now()
+);
+
+-- A task does not outlive its knowledge of a worker that was deleted. A foreign key would say the same, at the price
+-- of a look-up and a row lock for every claim, and of one walk over all tasks for every deleted worker.
+create function pgflow.forget_workers() returns trigger
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  update pgflow.step_tasks t set last_worker_id = null from gone g where t.last_worker_id = g.worker_id;
+  return null;
+end
+$$;
+create trigger forget_workers after delete on pgflow.workers referencing old table as gone
+  for each statement execute function pgflow.forget_workers();
+
+-- A claimed task as start_tasks hands it out.
+create type pgflow.step_task_record as (
+  flow_slug  text,
+  run_id     uuid,
+  step_slug  text,
+  input      jsonb,
+  msg_id     bigint,
+  task_index int,
+  flow_input jsonb
+);
+
+-- The same for batches: attempt is the fence to end the task with, timeout is in seconds. Where outcome is 'refused'
+-- the task was not this worker's any more, and only its name is given.
+create type pgflow.claimed_task as (
+  outcome    text,
+  flow_slug  text,
+  run_id     uuid,
+  step_slug  text,
+  task_index int,
+  attempt    int,
+  input      jsonb,
+  flow_input jsonb,
+  timeout    double precision
+);
+
+-- The names of steps and tasks, as the engine's functions hand them to each other.
+create type pgflow.step_key as (flow_slug text, run_id uuid, step_slug text);
+create type pgflow.task_key as (flow_slug text, run_id uuid, step_slug text, task_index int, message_id bigint);

@@ -2,30 +2,85 @@
 
 -- A flow's queue bears its slug when that is a legal queue name, else a hash of it: pgmq folds case and
 -- allows 47 characters.
-create function pgflow.queue_name(flow_slug text) returns text
+create or replace function pgflow.queue_name(flow_slug text) returns text
 language sql immutable parallel safe as $$
   select case when length(flow_slug) <= 47 and flow_slug = lower(flow_slug) then flow_slug
               else 'pgflow_' || md5(flow_slug) end
 $$;
 
-create function pgflow.create_flow(
+-- Where a flow's messages go; null for a flow that is not defined.
+create or replace function pgflow.queue_of(flow_slug text) returns text
+language plpgsql stable set search_path = pg_catalog, pgflow as $$
+begin
+  return (select coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) from pgflow.flows f
+          where f.flow_slug = queue_of.flow_slug);
+end
+$$;
+
+-- Whether a queue of that name is there and is somebody else's: a request lane, another flow's, or one with messages
+-- that name no flow.
+create or replace function pgflow.is_foreign_queue(p_queue text, p_flow_slug text) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pgflow as $$
+declare
+  v_foreign boolean;
+begin
+  if p_queue like 'ai\_%' or p_queue = 'pgflow_built'
+    or exists (select from pgflow.flows f where coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) = p_queue
+                                            and f.flow_slug <> p_flow_slug)
+  then
+    return true;
+  elsif not exists (select from pgmq.meta m where m.queue_name = p_queue) then
+    return false;
+  end if;
+  execute format('select exists (select from pgmq.%I where (message ? ''flow_slug'') is not true)',
+                 pgmq.format_table_name(p_queue, 'q'))
+  into v_foreign;
+  return v_foreign;
+end
+$$;
+
+-- Create a flow's queue and let both sides use it, whatever role defines the flow.
+create or replace function pgflow.create_queue(p_queue text) returns void
+language plpgsql security definer set search_path = pg_catalog, pgflow as $$
+declare
+  v_role text;
+begin
+  if not exists (select from pgmq.meta m where m.queue_name = p_queue) then
+    perform pgmq.create(p_queue);
+  end if;
+  for v_role in select rolname from pg_roles where rolname in ('pgnexus_caller', 'pgnexus_nexus') loop
+    execute format('grant select, insert, update, delete on pgmq.%I, pgmq.%I to %I',
+                   pgmq.format_table_name(p_queue, 'q'), pgmq.format_table_name(p_queue, 'a'), v_role);
+  end loop;
+end
+$$;
+
+create or replace function pgflow.create_flow(
   flow_slug text, max_attempts int default null, base_delay int default null, timeout int default null
 ) returns pgflow.flows
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
-  flow pgflow.flows;
+  v_queue text := pgflow.queue_name(create_flow.flow_slug);
+  v_flow pgflow.flows;
 begin
-  insert into pgflow.flows as f (flow_slug, opt_max_attempts, opt_base_delay, opt_timeout)
-  values (create_flow.flow_slug, coalesce(max_attempts, 3), coalesce(base_delay, 5), coalesce(timeout, 60))
-  on conflict on constraint flows_pkey do nothing;
-  perform pgmq.create(pgflow.queue_name(create_flow.flow_slug))
-    where not exists (select from pgmq.meta m where m.queue_name = pgflow.queue_name(create_flow.flow_slug));
-  select * into flow from pgflow.flows f where f.flow_slug = create_flow.flow_slug;
-  return flow;
+  select * into v_flow from pgflow.flows f where f.flow_slug = create_flow.flow_slug;
+  if not found then
+    if pgflow.is_foreign_queue(v_queue, create_flow.flow_slug) then
+      v_queue := 'pgflow_' || md5(create_flow.flow_slug);
+    end if;
+    insert into pgflow.flows as f (flow_slug, opt_max_attempts, opt_base_delay, opt_timeout, queue_name, name)
+    values (create_flow.flow_slug, coalesce(max_attempts, 3), coalesce(base_delay, 5), coalesce(timeout, 60),
+            v_queue, create_flow.flow_slug)
+    on conflict on constraint flows_pkey do nothing;
+    select * into v_flow from pgflow.flows f where f.flow_slug = create_flow.flow_slug;
+  end if;
+  perform pgflow.create_queue(pgflow.queue_of(create_flow.flow_slug))
+    where not exists (select from pgmq.meta m where m.queue_name = pgflow.queue_of(create_flow.flow_slug));
+  return v_flow;
 end
 $$;
 
-create function pgflow.add_step(
+create or replace function pgflow.add_step(
   flow_slug text, step_slug text, deps_slugs text[] default '{}', max_attempts int default null,
   base_delay int default null, timeout int default null, start_delay int default null,
   step_type text default 'single', required_input_pattern jsonb default null,
@@ -50,17 +105,21 @@ begin
          cardinality(coalesce(deps_slugs, '{}')), max_attempts, base_delay, timeout, start_delay,
          add_step.required_input_pattern, add_step.forbidden_input_pattern,
          coalesce(add_step.when_unmet, 'skip'), coalesce(add_step.when_exhausted, 'fail')
-  on conflict on constraint steps_pkey do nothing;
+  on conflict on constraint steps_pkey do nothing
+  returning s.* into step;
+  if not found then  -- there already: nothing of it changes, its dependencies neither
+    select * into step from pgflow.steps s
+    where s.flow_slug = add_step.flow_slug and s.step_slug = add_step.step_slug;
+    return step;
+  end if;
   insert into pgflow.deps (flow_slug, dep_slug, step_slug)
   select add_step.flow_slug, dep, add_step.step_slug from unnest(deps_slugs) as dep
   on conflict do nothing;
-  select * into step from pgflow.steps s
-  where s.flow_slug = add_step.flow_slug and s.step_slug = add_step.step_slug;
   return step;
 end
 $$;
 
-create function pgflow.calculate_retry_delay(base_delay numeric, attempts_count int) returns int
+create or replace function pgflow.calculate_retry_delay(base_delay numeric, attempts_count int) returns int
 language sql immutable parallel safe as $$
   select least(floor(base_delay * 2::numeric ^ least(attempts_count, 60)), 2147483647)::int
 $$;

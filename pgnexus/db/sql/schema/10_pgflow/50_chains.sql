@@ -8,7 +8,7 @@
 
 -- Start runs and claim their first task for the worker, without a detour through the flow's queue. A run_id
 -- that was used before is left out: the same message, delivered twice, starts nothing twice.
-create function pgflow.start_claimed(p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_inputs jsonb[])
+create or replace function pgflow.start_claimed(p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_inputs jsonb[])
 returns table (run_id uuid, step_slug text, attempt int)
 language plpgsql set search_path = pg_catalog, pgflow as $$
 #variable_conflict use_column
@@ -47,7 +47,7 @@ $$;
 
 -- Claim tasks from the flow's queue: those that were retried, released or recovered. Their messages are
 -- deleted at once, since a lease is the worker's sign of life, not a message's visibility.
-create function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit int)
+create or replace function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb)
 language sql set search_path = pg_catalog, pgflow as $$
   with popped as (
@@ -71,7 +71,7 @@ $$;
 -- for the chain; the others have a state, but no task of their own. p_outputs: one object a
 -- run, {step: output}; a step that is not in it has the output null. Returns the runs that were completed;
 -- those that are missing had been taken from this worker.
-create function pgflow.complete_chains(
+create or replace function pgflow.complete_chains(
   p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[], p_outputs jsonb[]
 ) returns setof uuid
 language plpgsql set search_path = pg_catalog, pgflow as $$
@@ -110,13 +110,14 @@ $$;
 
 -- Put claimed tasks back: after a delay and counting the attempt (retry), or at once and without counting it
 -- (release). What waits longer than a moment waits in step_tasks, not as an invisible message on the queue.
-create function pgflow.return_chains(
+create or replace function pgflow.return_chains(
   p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[],
   p_delays double precision[], p_errors text[], p_counts boolean
 ) returns setof uuid
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_done uuid[];
+  v_now pgflow.task_key[];
 begin
   with back as (
     update pgflow.step_tasks t
@@ -127,40 +128,26 @@ begin
       as i (run_id, step_slug, attempt, delay, error)
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
-    returning t.run_id
+    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.not_before
   )
-  select array_agg(b.run_id) into v_done from back b;
-  perform pgflow.send_queued(p_flow_slug, v_done);
+  select array_agg(b.run_id),
+         array_agg(row(b.flow_slug, b.run_id, b.step_slug, b.task_index, null)::pgflow.task_key) filter (where b.not_before is null)
+  into v_done, v_now from back b;
+  perform pgflow.send_queued(v_now);
   return query select unnest(v_done);
-end
-$$;
-
--- Send the messages of queued tasks that may run now.
-create function pgflow.send_queued(p_flow_slug text, p_run_ids uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
-declare
-  v_messages jsonb[];
-begin
-  select array_agg(jsonb_build_object('flow_slug', t.flow_slug, 'run_id', t.run_id, 'step_slug', t.step_slug,
-                                      'task_index', t.task_index))
-  into v_messages
-  from pgflow.step_tasks t
-  where t.run_id = any (p_run_ids) and t.status = 'queued' and t.not_before is null;
-  if v_messages is not null then
-    perform pgmq.send_batch(pgflow.queue_name(p_flow_slug), v_messages);
-  end if;
 end
 $$;
 
 -- Fail claimed tasks for good, and with them their steps and runs. p_details is kept as the failed task's
 -- output, for whoever publishes the failure.
-create function pgflow.fail_chains(
+create or replace function pgflow.fail_chains(
   p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[],
   p_errors text[], p_details jsonb[]
 ) returns setof uuid
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_done uuid[];
+  v_steps text[];
   v_errors text[];
 begin
   with ended as (
@@ -170,31 +157,16 @@ begin
       as i (run_id, step_slug, attempt, error, details)
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
-    returning t.run_id, i.error
+    returning t.run_id, t.step_slug, i.error
   )
-  select array_agg(e.run_id), array_agg(e.error) into v_done, v_errors from ended e;
-  perform pgflow.fail_runs(v_done, v_errors, false);
+  select array_agg(e.run_id), array_agg(e.step_slug), array_agg(e.error) into v_done, v_steps, v_errors from ended e;
+  perform pgflow.fail_runs(v_done, v_steps, v_errors) where v_done is not null;
   return query select unnest(v_done);
 end
 $$;
 
--- The second half of every failure: the started step fails with its run. The task is ended already.
-create function pgflow.fail_runs(p_run_ids uuid[], p_errors text[], p_cancelled boolean) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
-begin
-  update pgflow.step_states st
-  set status = 'failed', failed_at = now(), error_message = i.error
-  from unnest(p_run_ids, p_errors) as i (run_id, error)
-  where st.run_id = i.run_id and st.status = 'started';
-  update pgflow.runs r
-  set status = 'failed', failed_at = now(), cancelled_at = case when p_cancelled then now() end
-  from unnest(p_run_ids) as i (run_id)
-  where r.run_id = i.run_id and r.status = 'started';
-end
-$$;
-
--- Cancel started runs: their open tasks fail, and with them the runs. Returns those that were cancelled.
-create function pgflow.cancel_runs(p_run_ids uuid[]) returns setof uuid
+-- Cancel started chains: their open tasks fail, and with them the runs. Returns those that were cancelled.
+create or replace function pgflow.cancel_runs(p_run_ids uuid[]) returns setof uuid
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_done uuid[];
@@ -206,35 +178,9 @@ begin
     returning t.run_id
   )
   select array_agg(distinct e.run_id) into v_done from ended e;
-  perform pgflow.fail_runs(v_done, array_fill('cancelled'::text, array[coalesce(cardinality(v_done), 0)]), true);
+  perform pgflow.fail_runs(v_done, array_fill(null::text, array[cardinality(v_done)]),
+                           array_fill('cancelled'::text, array[cardinality(v_done)]), p_cancelled => true)
+  where v_done is not null;
   return query select unnest(v_done);
-end
-$$;
-
--- Move tasks whose time has come onto the flow's queue; tells how many, and the seconds until the next one (null
--- if there is none).
-create function pgflow.send_due(p_flow_slug text, p_limit int default 1000)
-returns table (sent int, next_in double precision)
-language plpgsql set search_path = pg_catalog, pgflow as $$
-declare
-  v_due uuid[];
-begin
-  with due as (
-    select t.run_id, t.step_slug, t.task_index from pgflow.step_tasks t
-    where t.not_before <= clock_timestamp() and t.flow_slug = p_flow_slug
-    order by t.not_before limit p_limit
-    for update skip locked
-  ), moved as (
-    update pgflow.step_tasks t set not_before = null
-    from due where (t.run_id, t.step_slug, t.task_index) = (due.run_id, due.step_slug, due.task_index)
-    returning t.run_id
-  )
-  select array_agg(m.run_id) into v_due from moved m;
-  perform pgflow.send_queued(p_flow_slug, v_due);
-  return query
-    select coalesce(cardinality(v_due), 0),
-           (select greatest(extract(epoch from t.not_before - clock_timestamp()), 0)::double precision
-            from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = p_flow_slug
-            order by t.not_before limit 1);
 end
 $$;

@@ -1,0 +1,129 @@
+-- How steps and runs end without success. Whoever calls these holds the runs' rows exclusively.
+--
+-- The order in which everybody locks, so that nobody waits in a circle: rows of tasks; rows of their own steps in the
+-- order of (run_id, step_slug); rows of runs in the order of run_id. Whatever else of a run is changed, is changed while
+-- its row is held exclusively, and rows of other tasks that somebody else holds are skipped: he waits for the run, and
+-- finds then that it has ended.
+
+-- End the open tasks of runs, or of some of their steps; whoever works on one finds its completion refused.
+create or replace function pgflow.end_open_tasks(p_run_ids uuid[], p_step_slugs text[], p_error text) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_ended pgflow.task_key[];
+begin
+  with open as (
+    select t.run_id, t.step_slug, t.task_index
+    from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug)
+    join pgflow.step_tasks t on t.run_id = i.run_id and (i.step_slug is null or t.step_slug = i.step_slug)
+    where t.status in ('queued', 'started')
+    for update of t skip locked
+  ), ended as (
+    update pgflow.step_tasks t
+    set status = 'failed', failed_at = clock_timestamp(), error_message = p_error, not_before = null, deferred_until = null
+    from open o where t.run_id = o.run_id and t.step_slug = o.step_slug and t.task_index = o.task_index
+    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+  )
+  select array_agg(row(e.*)::pgflow.task_key) into v_ended from ended e;
+  perform pgflow.archive_messages(v_ended);
+end
+$$;
+
+-- Fail started runs, each for the failure of one step (null: of none, as when it is cancelled): that step and every
+-- other started one fail, open tasks end, active messages are archived.
+create or replace function pgflow.fail_runs(
+  p_run_ids uuid[], p_step_slugs text[], p_errors text[], p_cancelled boolean default false, p_event_names_error boolean default true
+) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_failed pgflow.step_key[];
+begin
+  with failed as (
+    update pgflow.step_states st
+    set status = 'failed', failed_at = clock_timestamp(), error_message = i.error
+    from unnest(p_run_ids, p_step_slugs, p_errors) as i (run_id, step_slug, error)
+    where st.run_id = i.run_id and st.step_slug = i.step_slug and st.status in ('created', 'started')
+    returning st.flow_slug, st.run_id, st.step_slug
+  )
+  select array_agg(row(f.*)::pgflow.step_key) into v_failed from failed f;
+  perform pgflow.emit_steps('failed', v_failed);
+  update pgflow.runs r
+  set status = 'failed', failed_at = clock_timestamp(), cancelled_at = case when p_cancelled then clock_timestamp() end
+  where r.run_id = any (p_run_ids) and r.status = 'started';
+  perform pgflow.emit_runs('failed', p_run_ids, case when p_event_names_error then p_errors end);
+  perform pgflow.end_open_tasks(p_run_ids, array_fill(null::text, array[cardinality(p_run_ids)]),
+                                case when p_cancelled then 'cancelled' else 'the run failed' end);
+  with others as (
+    select st.run_id, st.step_slug, i.step_slug as culprit from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug)
+    join pgflow.step_states st on st.run_id = i.run_id
+    where st.status = 'started' for update of st skip locked
+  )
+  update pgflow.step_states st
+  set status = 'failed', failed_at = clock_timestamp(),
+      error_message = case when p_cancelled then 'cancelled' else format('the run failed in step %s', o.culprit) end
+  from others o where st.run_id = o.run_id and st.step_slug = o.step_slug;
+  perform pgflow.notify_runs(p_run_ids);
+end
+$$;
+
+-- Skip steps with everything downstream of them, each step once however many paths lead to it; returns all that were
+-- skipped by this. Their runs' counts are the caller's to lower.
+create or replace function pgflow.skip_cascade(p_steps pgflow.step_key[], p_reason text, p_errors text[] default null)
+returns pgflow.step_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_skipped pgflow.step_key[];
+begin
+  with recursive downstream as (
+    select k.flow_slug, k.run_id, k.step_slug from unnest(p_steps) k
+    union
+    select d.flow_slug, u.run_id, d.step_slug
+    from downstream u join pgflow.deps d on d.flow_slug = u.flow_slug and d.dep_slug = u.step_slug
+  ), causes as (
+    select k.run_id, k.step_slug, e.error from unnest(p_steps) with ordinality as k (flow_slug, run_id, step_slug, n)
+    left join unnest(p_errors) with ordinality as e (error, n) on e.n = k.n
+  ), skipped as (
+    update pgflow.step_states st
+    set status = 'skipped', skipped_at = clock_timestamp(), remaining_tasks = null,
+        skip_reason = case when c.run_id is not null then p_reason else 'dependency_skipped' end,
+        error_message = coalesce(c.error, st.error_message)
+    from downstream u left join causes c on c.run_id = u.run_id and c.step_slug = u.step_slug
+    where st.run_id = u.run_id and st.step_slug = u.step_slug and st.status in ('created', 'started')
+    returning st.flow_slug, st.run_id, st.step_slug
+  )
+  select array_agg(row(s.*)::pgflow.step_key) into v_skipped from skipped s;
+  perform pgflow.end_skipped(v_skipped);
+  return v_skipped;
+end
+$$;
+
+-- Skip steps alone: their children go on without them. Returns those that were skipped by this.
+create or replace function pgflow.skip_steps(p_steps pgflow.step_key[], p_reason text, p_errors text[] default null)
+returns pgflow.step_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_skipped pgflow.step_key[];
+begin
+  with skipped as (
+    update pgflow.step_states st
+    set status = 'skipped', skipped_at = clock_timestamp(), remaining_tasks = null, skip_reason = p_reason,
+        error_message = coalesce(e.error, st.error_message)
+    from unnest(p_steps) with ordinality as k (flow_slug, run_id, step_slug, n)
+    left join unnest(p_errors) with ordinality as e (error, n) on e.n = k.n
+    where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status in ('created', 'started')
+    returning st.flow_slug, st.run_id, st.step_slug
+  )
+  select array_agg(row(s.*)::pgflow.step_key) into v_skipped from skipped s;
+  perform pgflow.end_skipped(v_skipped);
+  return v_skipped;
+end
+$$;
+
+create or replace function pgflow.end_skipped(p_steps pgflow.step_key[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  if p_steps is not null then
+    perform pgflow.end_open_tasks(array_agg(k.run_id), array_agg(k.step_slug), 'the step was skipped') from unnest(p_steps) k;
+    perform pgflow.emit_steps('skipped', p_steps);
+  end if;
+end
+$$;

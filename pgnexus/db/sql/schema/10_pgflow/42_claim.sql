@@ -1,0 +1,206 @@
+-- Claiming tasks: by the contract, message by message with a visibility timeout; by ours in batches, where the message
+-- is gone and the lease is the worker's sign of life.
+
+-- Claimed tasks with all that a handler wants to know.
+create or replace function pgflow.describe_tasks(p_tasks pgflow.task_key[]) returns setof pgflow.claimed_task
+language plpgsql stable set search_path = pg_catalog, pgflow as $$
+begin
+  return query
+    select 'claimed', t.flow_slug, t.run_id, t.step_slug, t.task_index, t.attempts_count,
+           case when s.step_type <> 'map' then
+                  case when s.deps_count = 0 then '{}' else pgflow.dependency_outputs(t.flow_slug, t.run_id, t.step_slug) end
+                else coalesce(t.input, pgflow.parent_output(t.flow_slug, t.run_id, t.step_slug, t.task_index)) end,
+           case when s.step_type <> 'map' and s.deps_count = 0 then r.input end,
+           coalesce(s.opt_timeout, f.opt_timeout)::double precision
+    from unnest(p_tasks) k
+    join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+    join pgflow.runs r on r.run_id = t.run_id
+    join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug
+    join pgflow.flows f on f.flow_slug = t.flow_slug;
+end
+$$;
+
+-- What the task of the same index of the only parent, a map, came to.
+create or replace function pgflow.parent_output(p_flow_slug text, p_run_id uuid, p_step_slug text, p_task_index int) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pgflow as $$
+begin
+  return (select coalesce(t.output, 'null') from pgflow.deps d
+          join pgflow.step_tasks t on t.run_id = p_run_id and t.step_slug = d.dep_slug and t.task_index = p_task_index
+          where d.flow_slug = p_flow_slug and d.step_slug = p_step_slug);
+end
+$$;
+
+create or replace function pgflow.set_vt_batch(queue_name text, msg_ids bigint[], vt_offsets int[])
+returns table (msg_id bigint, read_ct int, enqueued_at timestamptz, vt timestamptz, message jsonb, headers jsonb)
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  if cardinality(msg_ids) is distinct from cardinality(vt_offsets) then
+    raise exception 'msg_ids length (%) must equal vt_offsets length (%)',
+      coalesce(cardinality(msg_ids), 0), coalesce(cardinality(vt_offsets), 0);
+  end if;
+  return query execute format(
+    'update pgmq.%I q set vt = clock_timestamp() + make_interval(secs => i.vt_offset)
+     from unnest($1, $2) as i (msg_id, vt_offset) where q.msg_id = i.msg_id
+     returning q.msg_id, q.read_ct, q.enqueued_at, q.vt, q.message, q.headers',
+    pgmq.format_table_name(set_vt_batch.queue_name, 'q'))
+  using msg_ids, vt_offsets;
+end
+$$;
+
+-- The tasks that messages on a flow's queue stand for.
+create or replace function pgflow.tasks_of_messages(p_flow_slug text, p_msg_ids bigint[]) returns pgflow.task_key[]
+language plpgsql stable set search_path = pg_catalog, pgflow as $$
+declare
+  v_tasks pgflow.task_key[];
+begin
+  execute format(
+    'select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key
+                      order by t.run_id, t.step_slug, t.task_index)
+     from pgmq.%I q
+     join pgflow.step_tasks t on t.run_id = (q.message ->> ''run_id'')::uuid and t.step_slug = q.message ->> ''step_slug''
+       and t.task_index = (q.message ->> ''task_index'')::int
+     where q.msg_id = any ($1) and t.message_id = q.msg_id and t.flow_slug = $2',
+    pgmq.format_table_name(pgflow.queue_of(p_flow_slug), 'q'))
+  into v_tasks using p_msg_ids, p_flow_slug;
+  return v_tasks;
+end
+$$;
+
+create or replace function pgflow.start_tasks(flow_slug text, msg_ids bigint[], worker_id uuid)
+returns setof pgflow.step_task_record
+language plpgsql set search_path = pg_catalog, pgflow as $$
+#variable_conflict use_column
+declare
+  v_started pgflow.task_key[];
+begin
+  if not exists (select from pgflow.workers w where w.worker_id = start_tasks.worker_id) then
+    raise exception using errcode = 'foreign_key_violation',
+      message = format('there is no worker %s: register it with an insert into pgflow.workers', start_tasks.worker_id);
+  end if;
+  with started as (
+    update pgflow.step_tasks t
+    set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
+    from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
+    join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+    join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
+    join pgflow.flows f on f.flow_slug = k.flow_slug and f.paused_at is null
+    where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index and t.status = 'queued'
+    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+  )
+  select array_agg(row(s.*)::pgflow.task_key) into v_started from started s;
+  if v_started is null then
+    return;
+  end if;
+  perform pgflow.set_vt_batch(
+    pgflow.queue_of(start_tasks.flow_slug), array_agg(k.message_id),
+    array_agg(coalesce(s.opt_timeout, f.opt_timeout) + 2))
+  from unnest(v_started) k
+  join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
+  join pgflow.flows f on f.flow_slug = k.flow_slug;
+  return query
+    select d.flow_slug, d.run_id, d.step_slug, d.input, k.message_id, d.task_index, d.flow_input
+    from pgflow.describe_tasks(v_started) d
+    join unnest(v_started) k on k.run_id = d.run_id and k.step_slug = d.step_slug and k.task_index = d.task_index;
+end
+$$;
+
+-- Deprecated in the contract: read the queue, then call start_tasks.
+create or replace function pgflow.poll_for_tasks(
+  queue_name text, vt int, qty int, max_poll_seconds int default 5, poll_interval_ms int default 100
+) returns setof pgflow.step_task_record
+language sql set search_path = pg_catalog, pgflow as $$
+  select null::pgflow.step_task_record where false
+$$;
+
+-- Claim up to p_limit tasks from queues, in their order. Their messages are deleted at once. p_handlers: the actions this
+-- worker has, for flows that were built at run time; a task of another action goes back for others.
+create or replace function pgflow.claim_tasks(p_queues text[], p_worker_id uuid, p_limit int, p_handlers text[] default null)
+returns setof pgflow.claimed_task
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_queue text;
+  v_left int := p_limit;
+  v_any boolean;
+  v_messages pgmq.message_record[];
+  v_claimed pgflow.task_key[];
+begin
+  foreach v_queue in array p_queues loop
+    exit when v_left <= 0;
+    continue when exists (select from pgflow.flows f where f.queue_name = v_queue and f.paused_at is not null and v_queue <> 'pgflow_built');
+    execute format('select exists (select from pgmq.%I q where q.vt <= clock_timestamp())', pgmq.format_table_name(v_queue, 'q')) into v_any;
+    continue when not v_any;
+    select array_agg(m) into v_messages from pgmq.pop(v_queue, v_left) m;
+    continue when v_messages is null;
+    v_claimed := pgflow.claim_messages(v_queue, v_messages, p_worker_id, p_handlers);
+    if v_claimed is not null then
+      v_left := v_left - cardinality(v_claimed);
+      return query select d.* from pgflow.describe_tasks(v_claimed) d;
+    end if;
+  end loop;
+end
+$$;
+
+create or replace function pgflow.claim_messages(
+  p_queue text, p_messages pgmq.message_record[], p_worker_id uuid, p_handlers text[]
+) returns pgflow.task_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_claimed pgflow.task_key[];
+begin
+  with named as (
+    select pgflow.message_run_id(m.message) as run_id, m.message ->> 'step_slug' as step_slug,
+           coalesce(pgflow.message_task_index(m.message), 0) as task_index
+    from unnest(p_messages) m
+  ), claimed as (
+    update pgflow.step_tasks t
+    set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = p_worker_id, message_id = null
+    from named n
+    join pgflow.runs r on r.run_id = n.run_id and r.status = 'started'
+    join pgflow.step_states st on st.run_id = n.run_id and st.step_slug = n.step_slug and st.status = 'started'
+    join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug and (s.handler is null or s.handler = any (p_handlers))
+    join pgflow.flows f on f.flow_slug = s.flow_slug and f.paused_at is null
+    where t.run_id = n.run_id and t.step_slug = n.step_slug and t.task_index = n.task_index
+      and t.status = 'queued' and t.not_before is null
+    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+  )
+  select array_agg(row(c.*)::pgflow.task_key) into v_claimed from claimed c;
+  if cardinality(v_claimed) is distinct from cardinality(p_messages) then
+    perform pgflow.put_back(p_queue, p_messages);
+  end if;
+  return v_claimed;
+end
+$$;
+
+create or replace function pgflow.message_run_id(p_message jsonb) returns uuid
+language sql immutable parallel safe as $$
+  select case when p_message ->> 'run_id' ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+              then (p_message ->> 'run_id')::uuid end
+$$;
+
+create or replace function pgflow.message_task_index(p_message jsonb) returns int
+language sql immutable parallel safe as $$
+  select case when p_message ->> 'task_index' ~ '^[0-9]{1,9}$' then (p_message ->> 'task_index')::int end
+$$;
+
+-- Messages that were taken off a queue and not claimed: those of paused flows or of other workers' actions go to its end,
+-- what is no message of a task goes to the archive with the reason, and those of ended tasks are gone.
+create or replace function pgflow.put_back(p_queue text, p_messages pgmq.message_record[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_waiting pgflow.task_key[];
+begin
+  perform nexus_api.archive_message(p_queue, m, 'no message of a task: needs run_id (a UUID), step_slug and task_index')
+  from unnest(p_messages) m where pgflow.message_run_id(m.message) is null;
+  select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, null)::pgflow.task_key) into v_waiting
+  from unnest(p_messages) m
+  join pgflow.step_tasks t on t.run_id = pgflow.message_run_id(m.message) and t.step_slug = m.message ->> 'step_slug'
+    and t.task_index = coalesce(pgflow.message_task_index(m.message), 0)
+  join pgflow.runs r on r.run_id = t.run_id and r.status = 'started'
+  where t.status = 'queued' and t.not_before is null and t.message_id = m.msg_id;
+  if v_waiting is not null then
+    update pgflow.step_tasks t set message_id = k.message_id
+    from unnest(pgflow.send_messages(v_waiting, 2)) k
+    where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
+  end if;
+end
+$$;

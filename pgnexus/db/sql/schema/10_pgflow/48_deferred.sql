@@ -1,0 +1,145 @@
+-- Deferred tasks: they wait for an answer and hold no worker, no lease and no connection. Whoever has the token ends them
+-- in his own transaction; past the deadline they fail.
+
+create or replace function pgflow.defer_tasks(
+  p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_tokens uuid[],
+  p_until timestamptz[], p_details jsonb[]
+) returns setof uuid
+language sql set search_path = pg_catalog, pgflow as $$
+  update pgflow.step_tasks t
+  set deferred_until = i.until, deferral_token = i.token, deferral = i.details, last_worker_id = null
+  from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_tokens, p_until, p_details)
+    as i (run_id, step_slug, task_index, attempt, token, until, details)
+  where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
+    and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
+  returning t.deferral_token
+$$;
+
+-- The tasks that still wait for these tokens, with the attempt that waits, in the order of the tokens.
+create or replace function pgflow.waiting_tasks(p_tokens uuid[])
+returns table (token uuid, run_id uuid, step_slug text, task_index int, attempt int, n bigint)
+language plpgsql stable set search_path = pg_catalog, pgflow as $$
+begin
+  return query
+    select i.token, t.run_id, t.step_slug, t.task_index, t.attempts_count, i.n
+    from unnest(p_tokens) with ordinality as i (token, n)
+    join pgflow.step_tasks t on t.deferral_token = i.token
+    where t.status = 'started' and t.deferred_until is not null;
+end
+$$;
+
+-- Complete waiting tasks; returns the tokens whose tasks were completed by this.
+create or replace function pgflow.complete_deferred(p_tokens uuid[], p_outputs jsonb[], p_notify boolean default true)
+returns setof uuid
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_tokens uuid[];
+  v_runs uuid[];
+  v_steps text[];
+  v_indexes int[];
+  v_attempts int[];
+  v_outputs jsonb[];
+begin
+  select array_agg(w.token order by w.run_id, w.step_slug, w.task_index), array_agg(w.run_id order by w.run_id, w.step_slug, w.task_index),
+         array_agg(w.step_slug order by w.run_id, w.step_slug, w.task_index), array_agg(w.task_index order by w.run_id, w.step_slug, w.task_index),
+         array_agg(w.attempt order by w.run_id, w.step_slug, w.task_index), array_agg(p_outputs[w.n] order by w.run_id, w.step_slug, w.task_index)
+  into v_tokens, v_runs, v_steps, v_indexes, v_attempts, v_outputs
+  from pgflow.waiting_tasks(p_tokens) w;
+  if v_tokens is not null then
+    return query
+      with refused as (
+        select c.run_id, c.step_slug, c.task_index
+        from pgflow.complete_tasks(null, v_runs, v_steps, v_indexes, v_attempts, v_outputs, p_notify => p_notify) c where c.outcome = 'refused'
+      )
+      select i.token from unnest(v_tokens, v_runs, v_steps, v_indexes) as i (token, run_id, step_slug, task_index)
+      where not exists (select from refused r where r.run_id = i.run_id and r.step_slug = i.step_slug and r.task_index = i.task_index);
+  end if;
+end
+$$;
+
+-- Fail waiting tasks for good, or where p_final says so as a failed attempt; returns the tokens that were waited for.
+create or replace function pgflow.fail_deferred(
+  p_tokens uuid[], p_errors text[], p_final boolean[] default null, p_notify boolean default true
+) returns setof uuid
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_tokens uuid[];
+  v_runs uuid[];
+  v_steps text[];
+  v_indexes int[];
+  v_attempts int[];
+  v_errors text[];
+  v_final boolean[];
+begin
+  select array_agg(w.token), array_agg(w.run_id), array_agg(w.step_slug), array_agg(w.task_index), array_agg(w.attempt),
+         array_agg(p_errors[w.n]), array_agg(coalesce(p_final[w.n], true))
+  into v_tokens, v_runs, v_steps, v_indexes, v_attempts, v_errors, v_final
+  from (select * from pgflow.waiting_tasks(p_tokens) order by run_id, step_slug, task_index) w;
+  if v_tokens is not null then
+    return query
+      with ended as (
+        select f.outcome, f.run_id, f.step_slug, f.task_index
+        from pgflow.fail_tasks(null, v_runs, v_steps, v_indexes, v_attempts, v_errors, v_final,
+                               array_fill(null::double precision, array[cardinality(v_runs)]), p_notify) f
+      )
+      select i.token from unnest(v_tokens, v_runs, v_steps, v_indexes) as i (token, run_id, step_slug, task_index)
+      join ended e on e.run_id = i.run_id and e.step_slug = i.step_slug and e.task_index = i.task_index and e.outcome <> 'refused';
+  end if;
+end
+$$;
+
+-- Answer a step that waits for a signal: its task completes with the payload. PN011 when it does not wait.
+create or replace function pgflow.signal(run_id uuid, step_slug text, payload jsonb, task_index int default 0) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+#variable_conflict use_column
+declare
+  v_token uuid;
+  v_state text;
+begin
+  select t.deferral_token into v_token from pgflow.step_tasks t
+  where t.run_id = signal.run_id and t.step_slug = signal.step_slug and t.task_index = signal.task_index
+    and t.deferred_until is not null and coalesce(t.deferral ->> 'kind', 'signal') = 'signal';
+  if exists (select from pgflow.complete_deferred(array[v_token], array[signal.payload])) then
+    return;
+  end if;
+  select format('is %s', st.status) into v_state from pgflow.step_states st
+  where st.run_id = signal.run_id and st.step_slug = signal.step_slug;
+  raise exception using errcode = 'PN011', message = format(
+    'run %s: step %s (task %s) does not wait for a signal: %s', signal.run_id, signal.step_slug, signal.task_index,
+    case when not exists (select from pgflow.runs r where r.run_id = signal.run_id) then 'there is no such run'
+         else coalesce(v_state, 'the run has no such step') end);
+end
+$$;
+
+-- Fail waiting tasks whose deadline has passed; returns how many.
+create or replace function pgflow.expire_deferred(p_limit int) returns int
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_tokens uuid[];
+begin
+  select array_agg(d.deferral_token) into v_tokens from (
+    select t.deferral_token from pgflow.step_tasks t
+    where t.deferred_until <= clock_timestamp() order by t.deferred_until limit p_limit for update skip locked) d;
+  if v_tokens is null then
+    return 0;
+  end if;
+  perform pgflow.fail_deferred(v_tokens, array_fill('no answer came before its deadline'::text, array[cardinality(v_tokens)]));
+  return cardinality(v_tokens);
+end
+$$;
+
+-- What a handler tells of its progress; false when the task is not this worker's any more.
+create or replace function pgflow.report_progress(
+  p_worker_id uuid, p_run_id uuid, p_step_slug text, p_task_index int, p_attempt int, p_progress jsonb
+) returns boolean
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  update pgflow.step_tasks t set progress = p_progress
+  where t.run_id = p_run_id and t.step_slug = p_step_slug and t.task_index = p_task_index
+    and case t.status when 'started' then t.attempts_count = p_attempt and t.last_worker_id = p_worker_id end;
+  if found then
+    perform pgflow.notify_runs(array[p_run_id]);
+  end if;
+  return found;
+end
+$$;
