@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
 from typing import Any
 
 from pgnexus.caller.service import LLMService
@@ -14,8 +15,13 @@ from pgnexus.db.database import Database
 from pgnexus.db.embedded import EmbeddedServer
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
-from pgnexus.errors import SchemaMismatch
+from pgnexus.errors import InvalidSettings, SchemaMismatch
+from pgnexus.flow.blueprint import Blueprint
+from pgnexus.flow.executor import Executor
+from pgnexus.flow.flows import Flows
+from pgnexus.flow.service import FlowService
 from pgnexus.looper import Looper
+from pgnexus.messages import REQUESTS_CHANNEL
 from pgnexus.nexus.service import NexusService
 from pgnexus.providers import build_providers
 from pgnexus.settings import Settings
@@ -25,6 +31,8 @@ Report = Callable[[str], None]
 
 class App:
     """What one process runs: the caller side unless ``caller`` is False, the nexus side if ``nexus`` is True.
+
+    With ``flows`` it runs these, and has an `Executor`; it has one, too, with ``executor``.
 
     With ``nexus`` None it runs a nexus side when no other is alive, at the start or later, so that a script
     just works. ``report`` is told in a few words what the start is at.
@@ -36,15 +44,20 @@ class App:
         *,
         caller: bool = True,
         nexus: bool | None = None,
+        flows: Sequence[Blueprint] = (),
+        executor: bool = False,
         report: Report = lambda _: None,
     ) -> None:
         self.settings = settings
+        self._wants_flows = [*flows, *(load_flow(path) for path in settings.flows)]
+        self._wants_executor = executor or bool(self._wants_flows)
         self._wants_caller = caller
         self._wants_nexus = nexus
         self._report = report
         self._stack = AsyncExitStack()
         self._service: LLMService | None = None
         self.nexus: NexusService | None = None
+        self.flows: FlowService | None = None
         self.url = ""
 
     @property
@@ -52,6 +65,12 @@ class App:
         if self._service is None:
             raise RuntimeError("this App runs no caller side, or is not started")
         return self._service
+
+    @property
+    def executor(self) -> Executor:
+        if self.flows is None:
+            raise RuntimeError("this App has no executor, or is not started")
+        return self.flows.executor
 
     async def start(self) -> None:
         """Start everything, or nothing: what was started is stopped when a later part fails."""
@@ -65,8 +84,9 @@ class App:
 
     def hurry(self) -> None:
         """Give back at once what `stop` is letting finish."""
-        if self.nexus is not None:
-            self.nexus.hurry()
+        for part in (self.nexus, self.flows):
+            if part is not None:
+                part.hurry()
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings = self.settings
@@ -86,9 +106,18 @@ class App:
         if needs_nexus:
             self._report("starting a nexus")
             self.nexus = NexusService(db, listener, notifier, settings, build_providers(settings))
+        if self._wants_executor:
+            self.flows = FlowService(
+                db,
+                listener,
+                notifier,
+                settings,
+                Flows(db, self._wants_flows),
+                on_recovered=lambda: notifier.committed(REQUESTS_CHANNEL),
+            )
         await listener.start()
         stack.push_async_callback(listener.stop)
-        for part in (self._service, self.nexus):
+        for part in (self._service, self.nexus, self.flows):
             if part is not None:
                 stack.push_async_callback(part.stop)
                 await part.start()
@@ -171,6 +200,36 @@ async def open(
         yield app.service
     finally:
         await app.stop()
+
+
+@asynccontextmanager
+async def executor(
+    *flows: Blueprint, settings: Settings | None = None, nexus: bool | None = None, **overrides: Any
+) -> AsyncIterator[Executor]:
+    """A running `Executor`, and a worker in this process for these flows, if there are any.
+
+    The rest is as with `open`; LLM steps are asked and answered, too.
+    """
+    app = App(settings or Settings.load(**overrides), nexus=nexus, flows=flows, executor=True)
+    await app.start()
+    try:
+        yield app.executor
+    finally:
+        await app.stop()
+
+
+def load_flow(path: str) -> Blueprint:
+    """The flow that ``package.module:name`` names; `InvalidSettings` when there is none."""
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise InvalidSettings(f'flows: {path!r} names no flow; write "package.module:name"')
+    try:
+        flow = getattr(import_module(module), name, None)
+    except ImportError as error:
+        raise InvalidSettings(f"flows: {path!r} cannot be imported: {error}") from error
+    if not isinstance(flow, Blueprint):
+        raise InvalidSettings(f"flows: {path!r} is no Flow")
+    return flow
 
 
 def open_sync(

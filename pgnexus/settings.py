@@ -118,6 +118,15 @@ class Settings(BaseSettings):
     )
     providers: dict[str, ProviderSettings] = Field(default_factory=dict, description="rows by vendor name")
 
+    # flows
+    flows: list[str] = Field(
+        default_factory=list, description='flows that `up` runs beside the rest, written "package.module:name"'
+    )
+    flow_concurrency: int = Field(1000, ge=1, description="tasks of flows that one process runs at once")
+    flow_blocked_warning: float = Field(
+        2.0, gt=0, description="seconds a handler may hold the event loop until the log names it"
+    )
+
     @field_validator("database_url", "listen_url", mode="before")
     @classmethod
     def _empty_is_unset(cls, url: Any) -> Any:

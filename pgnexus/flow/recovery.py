@@ -1,4 +1,4 @@
-"""Beside every step: work of dead instances is given back, work whose time has come is sent on."""
+"""Beside every step: work of dead instances is given back, work whose time has come is sent on, waits end."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pgnexus.looper import Looper
 
 log = logging.getLogger(__name__)
 
+_MOST = 1000
+
 
 class Recovery:
     """A loop that any number of processes run; ``on_work`` hears when something may be claimed again."""
 
-    def __init__(self, db: Database, flow_slug: str, on_work: Callable[[], None], *, interval: float) -> None:
+    def __init__(self, db: Database, on_work: Callable[[], None], *, interval: float) -> None:
         self._db = db
-        self._flow_slug = flow_slug
         self._on_work = on_work
         self._interval = interval
         self._looper = Looper("recovery", self._round, poll_interval=interval)
@@ -27,12 +28,20 @@ class Recovery:
     async def stop(self) -> None:
         await self._looper.stop()
 
+    def expect(self) -> None:
+        """Something is due later: find out when."""
+        self._looper.wake()
+
     async def _round(self) -> float | None:
         recovered = await self._db.query("recover_tasks")
         for row in recovered:
             what = "failed, no attempt is left" if row.exhausted else "given back"
-            log.warning("request %s: its worker was lost; %s", row.run_id, what)
-        [due] = await self._db.query("send_due_tasks", {"flow_slug": self._flow_slug})
+            where = (row.flow_slug, row.run_id, row.step_slug, row.task_index)
+            log.warning("%s: run %s: step %s[%d]: its worker was lost; %s", *where, what)
+        [due] = await self._db.query("send_due_tasks", {"limit": _MOST})
+        [overdue] = await self._db.query("expire_deferred", {"limit": _MOST})
         if recovered or due.sent:
             self._on_work()
+        if len(recovered) >= _MOST or due.sent >= _MOST or overdue.expired >= _MOST:
+            return 0
         return None if due.next_in is None else min(due.next_in, self._interval)

@@ -43,6 +43,7 @@ class Registry:
         }
         self._last_sign = float("-inf")
         self._stopping = threading.Event()
+        self._letting_go = threading.Event()
         self._thread: threading.Thread | None = None
         self._callbacks: list[Callable[[], None]] = []
 
@@ -59,6 +60,14 @@ class Registry:
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Call back in the event loop when this instance comes back after it had been given up."""
         self._callbacks.append(callback)
+
+    def let_go(self) -> None:
+        """Give no sign of life until `hold_on`, so that others take the work; from any thread."""
+        self._letting_go.set()
+
+    def hold_on(self) -> None:
+        """Give signs of life again; from any thread."""
+        self._letting_go.clear()
 
     async def start(self, db: Database) -> None:
         """Register; returns when the first sign of life is stored."""
@@ -84,6 +93,8 @@ class Registry:
         connection: psycopg.Connection[tuple[bool]] | None = None
         told = False
         while not self._stopping.wait(self._interval):
+            if self._letting_go.is_set():
+                continue
             try:
                 if connection is None or connection.closed:
                     connection = connect_blocking(self._url, timeout=self._connect_timeout)

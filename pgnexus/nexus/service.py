@@ -46,10 +46,7 @@ class NexusService:
         self._settler = Settler(db, notifier, self.registry.instance_id())
         self.consumer = QueueConsumer(db, listener, self.registry, workflow, self._settler, settings)
         self._recovery = Recovery(
-            db,
-            FLOW_SLUG,
-            lambda: notifier.committed(REQUESTS_CHANNEL),
-            interval=settings.heartbeat_interval,
+            db, lambda: notifier.committed(REQUESTS_CHANNEL), interval=settings.heartbeat_interval
         )
 
     async def start(self) -> None:

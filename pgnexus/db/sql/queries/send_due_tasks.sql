@@ -1,1 +1,1 @@
-select sent, next_in from pgflow.send_due_tasks()
+select sent, next_in from pgflow.send_due_tasks(cast(%(limit)s as int))

@@ -1,0 +1,1 @@
+select pgflow.cancel_run(%(run_id)s) as cancelled

@@ -1,0 +1,1 @@
+select pgflow.expire_deferred(%(limit)s) as expired

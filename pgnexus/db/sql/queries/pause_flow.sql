@@ -1,0 +1,1 @@
+select pgflow.pause_flow(%(flow)s)

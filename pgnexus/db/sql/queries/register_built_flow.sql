@@ -1,0 +1,1 @@
+select flow_slug, queue_name, created from pgflow.register_built_flow(%(shape)s::jsonb, %(definition)s::jsonb)

@@ -1,0 +1,1 @@
+select pgflow.resume_flow(%(flow)s)

@@ -1,0 +1,1 @@
+select pgflow.retry_run(%(run_id)s) as retried

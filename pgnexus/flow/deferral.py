@@ -1,0 +1,46 @@
+"""Behind a handler that answers "later": what there is to be waited for, by kinds.
+
+The engine knows only tokens and deadlines. What shall happen so that somebody completes the task, such as
+putting an LLM request on its queue, is a kind's matter, and done in the transaction that defers the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from pgnexus.db.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One task that waits from now on; whoever has the token completes it."""
+
+    token: UUID
+    run_id: UUID
+    flow: str
+    step: str
+    task_index: int
+    details: Any
+    deadline: datetime | None
+
+
+class Kind(Protocol):
+    """One thing that tasks wait for."""
+
+    async def ask(self, connection: Connection, waiting: Sequence[Waiting]) -> None:
+        """See to it that these tasks are answered; in the transaction that defers them."""
+        ...
+
+
+class Signal:
+    """Somebody outside will say it: nothing to do until then."""
+
+    async def ask(self, connection: Connection, waiting: Sequence[Waiting]) -> None:
+        pass
+
+
+Kinds = Mapping[str, Kind]

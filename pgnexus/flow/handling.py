@@ -1,0 +1,150 @@
+"""One claimed task: its handler called, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from functools import partial
+from typing import Any
+
+from pydantic_core import from_json
+
+from pgnexus.db.connection import Connection
+from pgnexus.db.database import Database
+from pgnexus.errors import RetryLater, StepFailed
+from pgnexus.flow.claims import Held, Stop, describe
+from pgnexus.flow.context import Context
+from pgnexus.flow.later import Later
+from pgnexus.flow.outcomes import Outcomes, Refused
+from pgnexus.flow.plans import PlannedStep
+from pgnexus.flow.store import FlowStore
+
+log = logging.getLogger(__name__)
+
+
+class Handling:
+    """Runs the handlers of a worker's steps; every task ends in exactly one outcome, or in none when it is lost."""
+
+    def __init__(
+        self, db: Database, store: FlowStore, outcomes: Outcomes, *, max_bytes: int, transactions: int
+    ) -> None:
+        self._db = db
+        self._store = store
+        self._outcomes = outcomes
+        self._max_bytes = max_bytes
+        self._transactions = asyncio.Semaphore(transactions)
+
+    async def run(self, held: Held) -> None:
+        """Call the handler of a task; raises nothing."""
+        if held.stop is not None:  # before its turn came
+            self._stopped(held)
+            return
+        planned = held.planned
+        try:
+            if planned.step.transactional:
+                await self._transact(held)
+                return
+            value = await planned.step.call(held.input, held.flow_input, self._context(held, planned))
+            if type(value) is Later:
+                held.task = None
+                self._outcomes.defer(held, value)
+                return
+            output = planned.step.encode(value, self._max_bytes)
+            then = None if planned.then is None else await self._go_on(held, planned.then, output)
+        except asyncio.CancelledError as error:
+            held.task = None
+            if held.stop is not None:
+                self._stopped(held)
+            else:  # nobody here did: the handler awaited something that was cancelled
+                self._outcomes.fail(held, describe(error))
+        except Exception as error:
+            held.task = None
+            self._failed(held, error)
+        else:
+            held.task = None
+            self._outcomes.complete(held, output, then)
+
+    def _stopped(self, held: Held) -> None:
+        if held.stop is Stop.TIMED_OUT:
+            self._outcomes.fail(held, f"timed out after {held.timeout:g} s")
+        elif held.stop is Stop.RELEASED:
+            self._outcomes.release(held)
+        else:
+            self._outcomes.forget(held)
+
+    def _failed(self, held: Held, error: Exception) -> None:
+        if isinstance(error, RetryLater):
+            self._outcomes.fail(held, describe(error), delay=error.delay)
+        elif isinstance(error, StepFailed):
+            self._outcomes.fail(held, describe(error), final=True)
+        else:
+            log.info("%s: attempt %d failed", held, held.attempt, exc_info=error)
+            self._outcomes.fail(held, describe(error))
+
+    async def _go_on(self, held: Held, planned: PlannedStep, output: str) -> str | None:
+        """Run the chain of pure steps behind this one; as far as it went, as JSON. The rest has tasks of its own."""
+        done: list[str] = []
+        dep = held.step_slug
+        following: PlannedStep | None = planned
+        while following is not None:
+            try:
+                context = self._context(held, following, attempt=1)
+                value = await following.step.call({dep: from_json(output)}, None, context)
+                if type(value) is Later:
+                    break
+                output = following.step.encode(value, self._max_bytes)
+            except Exception:  # it fails again in a task of its own, where that counts
+                break
+            done.append(f'{{"step": "{following.slug}", "output": {output}}}')
+            dep, following = following.slug, following.then
+        return f"[{', '.join(done)}]" if done else None
+
+    async def _transact(self, held: Held) -> None:
+        """The handler's own transaction: what it does there and the completion of its task commit together."""
+        step = held.planned.step
+        held.deadline = math.inf
+        async with self._transactions:
+            held.begin(held.task)  # the wait for a connection was none of its time
+            try:
+                async with self._db.connection() as connection, connection.transaction():
+                    context = self._context(held, held.planned, connection=connection)
+                    value = await step.call(held.input, held.flow_input, context)
+                    if type(value) is Later:
+                        rows = await self._outcomes.defer_in(connection, held, value)
+                    else:
+                        output = step.encode(value, self._max_bytes)
+                        rows = await self._outcomes.complete_in(connection, held, output)
+            except Refused:
+                held.task = None
+                self._outcomes.refused(held)
+                return
+        held.task = None
+        self._outcomes.committed(held, rows)
+
+    def _context(
+        self,
+        held: Held,
+        planned: PlannedStep,
+        *,
+        attempt: int | None = None,
+        connection: Connection | None = None,
+    ) -> Context:
+        return Context(
+            run_id=held.run_id,
+            flow=planned.flow_name,
+            step=planned.slug,
+            task_index=held.task_index,
+            attempt=held.attempt if attempt is None else attempt,
+            flow_input=partial(self._flow_input, held),
+            progress=partial(self._progress, held),
+            connection=connection,
+        )
+
+    async def _flow_input(self, held: Held) -> Any:
+        if held.flow_input is None:
+            held.flow_input = await self._store.run_input(held.run_id)
+        return held.flow_input
+
+    async def _progress(self, held: Held, progress: str) -> bool:
+        return await self._store.report(held.run_id, held.step_slug, held.task_index, held.attempt, progress)

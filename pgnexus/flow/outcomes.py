@@ -1,0 +1,235 @@
+"""After every handler: what became of its task, stored in batches; the tasks behind it come back with the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+
+from pgnexus.db.connection import Connection
+from pgnexus.db.database import Database
+from pgnexus.db.notifier import Notifier
+from pgnexus.errors import DatabaseUnavailable
+from pgnexus.flow.batches import MAX_BATCH, Outbox
+from pgnexus.flow.claims import Completed, Deferred, Failed, Held, Holdings, Released, describe
+from pgnexus.flow.deferral import Kinds, Waiting
+from pgnexus.flow.later import Later
+from pgnexus.flow.store import FlowStore
+
+log = logging.getLogger(__name__)
+
+RUNS_CHANNEL = "pgflow_runs"
+TASKS_CHANNEL = "pgflow_tasks"
+
+
+class Refused(Exception):
+    """A task was not this worker's any more: what was done in its transaction is to be rolled back."""
+
+
+class Outcomes:
+    """The outcomes of one worker's tasks, on their way into the database.
+
+    ``on_claimed`` gets the rows of tasks that a completion brought along; ``on_room`` hears when slots came free
+    that these did not fill, ``on_doubt`` when a call broke off that may have claimed something, ``on_delay``
+    when something was stored that is due later.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        store: FlowStore,
+        notifier: Notifier,
+        holdings: Holdings,
+        kinds: Kinds,
+        handlers: list[str],
+        *,
+        on_claimed: Callable[[list[Any]], None],
+        on_room: Callable[[], None],
+        on_doubt: Callable[[], None],
+        on_delay: Callable[[], None],
+    ) -> None:
+        self._db = db
+        self._store = store
+        self._notifier = notifier
+        self._holdings = holdings
+        self._kinds = kinds
+        self._handlers = handlers
+        self._on_claimed = on_claimed
+        self._on_room = on_room
+        self._on_doubt = on_doubt
+        self._on_delay = on_delay
+        self._idle = asyncio.Event()
+        self._completed: Outbox[Completed] = Outbox("completions", self._complete, self._refuse_output)
+        self._failed: Outbox[Failed] = Outbox("failures", self._fail, self._refuse_error, concurrency=1)
+        self._released: Outbox[Released] = Outbox("releases", self._release, self._give_up, concurrency=1)
+        self._deferred: Outbox[Deferred] = Outbox(
+            "deferrals", self._defer, self._refuse_question, concurrency=1
+        )
+
+    def complete(self, held: Held, output: str, then: str | None) -> None:
+        self._completed.put(Completed(held, output, then))
+
+    def fail(self, held: Held, error: str, *, final: bool = False, delay: float | None = None) -> None:
+        self._failed.put(Failed(held, error, final, delay))
+
+    def release(self, held: Held, delay: float = 0.0) -> None:
+        self._released.put(Released(held, delay))
+
+    def defer(self, held: Held, later: Later) -> None:
+        if later.kind not in self._kinds:
+            return self.fail(held, f"StepFailed: nobody here asks for {later.kind!r}", final=True)
+        self._deferred.put(_deferred(held, later))
+        return None
+
+    def forget(self, held: Held) -> None:
+        """Others have it."""
+        self._ended([held])
+
+    def refused(self, held: Held) -> None:
+        log.info("%s: attempt %d had been taken from this worker", held, held.attempt)
+        self._ended([held])
+
+    async def complete_in(self, connection: Connection, held: Held, output: str) -> list[Any]:
+        """Complete a task in a transaction of its own; raises `Refused`. Tell `committed` afterwards."""
+        rows = await self._store.complete(
+            [Completed(held, output, None)],
+            claim=1 if self._holdings.open else 0,  # into the slot of the one that ends
+            handlers=self._handlers,
+            notify=True,
+            connection=connection,
+        )
+        if any(row.outcome == "refused" for row in rows):
+            raise Refused
+        return rows
+
+    async def defer_in(self, connection: Connection, held: Held, later: Later) -> list[Any]:
+        """Defer a task in a transaction of its own; raises `Refused`. Tell `committed` afterwards."""
+        if not await self._ask(connection, [_deferred(held, later)]):
+            raise Refused
+        return []
+
+    def committed(self, held: Held, claimed: list[Any]) -> None:
+        """The transaction of `complete_in` or `defer_in` is committed."""
+        self._ended([held], claimed)
+        self._look_ahead([held])
+
+    async def drained(self, timeout: float) -> bool:
+        """Wait until what became of everything that is held is stored; False when it is not in time."""
+        if not self._holdings.held:
+            return True
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def abandon(self) -> None:
+        """Store nothing more."""
+        for outbox in (self._completed, self._failed, self._released, self._deferred):
+            outbox.abandon()
+
+    async def _complete(self, tasks: list[Completed]) -> None:
+        held = [task.held for task in tasks]
+        notify = self._notifier.claim(RUNS_CHANNEL)
+        with self._holdings.reserve(MAX_BATCH, ending=len(tasks)) as claim:
+            try:
+                rows = await self._store.complete(tasks, claim=claim, handlers=self._handlers, notify=notify)
+            except (DatabaseUnavailable, psycopg.Error):
+                if claim:
+                    self._on_doubt()
+                raise
+        if not notify:
+            self._tell(held)
+        claimed = [row for row in rows if row.outcome == "claimed"]
+        if len(claimed) < len(rows):
+            self._say_refused(rows)
+        self._ended(held, claimed)
+        self._look_ahead(held)
+
+    async def _fail(self, tasks: list[Failed]) -> None:
+        rows = await self._store.fail(tasks, notify=True)
+        self._say_refused(rows)
+        self._ended([task.held for task in tasks])
+        self._on_delay()
+
+    async def _release(self, tasks: list[Released]) -> None:
+        await self._store.release(tasks)
+        self._ended([task.held for task in tasks])
+        self._on_delay()
+
+    async def _defer(self, tasks: list[Deferred]) -> None:
+        async with self._db.connection() as connection, connection.transaction():
+            accepted = await self._ask(connection, tasks)
+        if len(accepted) < len(tasks):
+            for task in tasks:
+                if task.token not in accepted:
+                    log.info("%s: attempt %d had been taken from this worker", task.held, task.held.attempt)
+        self._ended([task.held for task in tasks])
+        self._on_delay()
+
+    async def _ask(self, connection: Connection, tasks: list[Deferred]) -> dict[UUID, datetime]:
+        accepted = await self._store.defer(tasks, connection)
+        by_kind: dict[str, list[Waiting]] = {}
+        for task in tasks:
+            if task.token in accepted:
+                by_kind.setdefault(task.kind, []).append(_waiting(task, accepted[task.token]))
+        for name, waiting in by_kind.items():
+            await self._kinds[name].ask(connection, waiting)
+        return accepted
+
+    def _ended(self, ended: Iterable[Held], claimed: list[Any] | None = None) -> None:
+        self._holdings.held.difference_update(ended)
+        if claimed:
+            self._on_claimed(claimed)
+        if not self._holdings.held:
+            self._idle.set()
+        self._on_room()
+
+    def _look_ahead(self, held: list[Held]) -> None:
+        if any(one.planned.leads_to_delay for one in held):
+            self._on_delay()
+
+    def _tell(self, held: list[Held]) -> None:
+        self._notifier.committed(RUNS_CHANNEL, list({str(one.run_id) for one in held}))
+
+    def _say_refused(self, rows: list[Any]) -> None:
+        for row in rows:
+            if row.outcome == "refused":
+                where = (row.run_id, row.step_slug, row.task_index)
+                log.info("run %s: step %s[%d] had been taken from this worker", *where)
+
+    def _refuse_output(self, task: Completed, error: Exception) -> None:
+        if task.then is not None:  # perhaps only what was run behind it
+            self._completed.put(Completed(task.held, task.output, None))
+        else:
+            self.fail(task.held, describe(error), final=True)
+
+    def _refuse_question(self, task: Deferred, error: Exception) -> None:
+        self.fail(task.held, describe(error), final=True)
+
+    def _refuse_error(self, task: Failed, error: Exception) -> None:
+        log.error("%s: its error cannot be stored: %s", task.held, error)
+        self._give_up(task, error)
+
+    def _give_up(self, task: Failed | Released, error: Exception) -> None:
+        """Nothing more can be said of it here: once this worker is gone, another gets it."""
+        log.error("%s: not given back: %s", task.held, error)
+        self._ended([task.held])
+
+
+def _deferred(held: Held, later: Later) -> Deferred:
+    return Deferred(held, later.token or uuid4(), later.seconds, later.kind, later.details)
+
+
+def _waiting(task: Deferred, deadline: datetime) -> Waiting:
+    held = task.held
+    return Waiting(
+        task.token, held.run_id, held.flow_slug, held.step_slug, held.task_index, task.details, deadline
+    )
