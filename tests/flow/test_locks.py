@@ -46,11 +46,8 @@ async def test_nobody_waits_in_a_circle(database_url: str, seed: int) -> None:
     flow = Flow(GRAPH)
     await flow.define(connections[0])
     runs = [uuid4() for _ in range(RUNS)]
-    await fetch(connections[0], "select pgflow.start_flows(%s, array_fill('{}'::jsonb, array[%s]), %s::uuid[])",
-                flow.slug, RUNS, runs)  # fmt: skip
     clients = [
-        Client(connection, flow.queue, runs, seed * 100 + index)
-        for index, connection in enumerate(connections)
+        Client(connection, flow, runs, seed * 100 + index) for index, connection in enumerate(connections)
     ]
     try:
         async with asyncio.TaskGroup() as group:

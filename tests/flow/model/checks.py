@@ -156,10 +156,16 @@ def _of_counters(world: World, row: Any, tasks: list[Any], end: StepEnd) -> Iter
 
 def _of_changes(changes: list[Any]) -> Iterator[str]:
     """What has come to its end never changes again."""
+    first: dict[tuple[Any, ...], str | None] = {}
+    last: dict[tuple[Any, ...], str] = {}
     for change in changes:
-        if change.was in FINAL:
-            where = f"{change.step_slug}[{change.task_index}]" if change.step_slug else "the run"
-            yield f"{change.kind}: {where} went from {change.was} to {change.became}"
+        key = (change.kind, change.step_slug, change.task_index, change.transaction)
+        first.setdefault(key, change.was)
+        last[key] = change.became
+    for (kind, slug, index, _), became in last.items():
+        was = first[kind, slug, index, _]
+        if was in FINAL and was != became:
+            yield f"{kind}: {slug}[{index}] went from {was} to {became}"
 
 
 def _of_events(world: World, run: Any, steps: dict[str, Any], events: list[Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
-from tests.flow.model.world import Connection, Task, fetch
+from tests.flow.model.world import Connection, Flow, Task, fetch
 
 WIDTH = 6
 
@@ -22,10 +22,11 @@ def output_of(task: Task) -> Any:
 class Client:
     """One connection that does at random what clients, workers, pollers and operators do."""
 
-    def __init__(self, connection: Connection, queue: str, runs: list[UUID], seed: int) -> None:
+    def __init__(self, connection: Connection, flow: Flow, runs: list[UUID], seed: int) -> None:
         self.did: Counter[str] = Counter()
         self._connection = connection
-        self._queue = queue
+        self._slug = flow.slug
+        self._queue = flow.queue
         self._runs = runs
         self._random = random.Random(seed)
         self._worker_id = uuid4()
@@ -36,9 +37,12 @@ class Client:
         actions = {
             self.claim: 6, self.complete: 8, self.complete_chosen: 2, self.fail: 3, self.release: 2, self.defer: 2,
             self.complete_deferred: 2, self.fail_deferred: 1, self.expire: 1, self.cancel: 1, self.retry: 3,
-            self.be_recovered: 1, self.stall: 1, self.send_due: 2, self.end_as_pgflow: 3, self.condition: 1,
+            self.be_recovered: 1, self.stall: 1, self.send_due: 2, self.end_as_pgflow: 3,
+            self.claim_as_pgflow: 3, self.condition: 1,
+            self.skip: 1, self.start: 1,
         }  # fmt: skip
         await self.register()
+        await self.start()
         for action in self._random.choices(list(actions), list(actions.values()), k=rounds):
             done = await action()
             self.did[action.__name__] += done
@@ -166,7 +170,7 @@ class Client:
         """Die, be found dead, and come back as another."""
         held = len(self._held)
         await self.ask("select pgflow.mark_worker_stopped(%s)", self._worker_id)
-        await self.ask("select * from pgflow.recover_tasks('12 seconds')")
+        await self.ask("select * from pgflow.recover_tasks()")
         self._held, self._worker_id = {}, uuid4()
         await self.register()
         return held
@@ -203,6 +207,37 @@ class Client:
                 await self.ask("select * from pgflow.fail_task(%s, %s, %s, 'boom')", *task)
         return 1
 
+    async def claim_as_pgflow(self) -> int:
+        """What others read at the same time, too."""
+        read = await self.ask("select msg_id from pgmq.read(%s, 0, 10)", self._queue)
+        ids = [row.msg_id for row in read]
+        self._random.shuffle(ids)
+        rows = await self.ask(
+            """select s.*, t.attempts_count from pgflow.start_tasks(%s, %s::bigint[], %s) s
+               join pgflow.step_tasks t using (run_id, step_slug, task_index)""",
+            *(self._slug, ids, self._worker_id),
+        )
+        self._held |= {(row.run_id, row.step_slug, row.task_index): row.attempts_count for row in rows}
+        return len(rows)
+
+    async def skip(self) -> int:
+        slug = self._random.choice(["wide", "wider", "left", "beside"])
+        await self.ask(
+            "select pgflow._cascade_force_skip_steps(%s, %s, 'condition_unmet')",
+            self._random.choice(self._runs),
+            slug,
+        )
+        return 1
+
+    async def start(self) -> int:
+        """Runs that were started before, and some that others start at this moment."""
+        runs = self._random.sample(self._runs, len(self._runs))
+        rows = await self.ask(
+            "select * from pgflow.start_flows(%s, array_fill('{}'::jsonb, array[%s]), %s::uuid[])",
+            *(self._slug, len(runs), runs),
+        )
+        return sum(int(row.created) for row in rows)
+
     async def condition(self) -> int:
         """The contract's cascades, called from outside."""
         run_id = self._random.choice(self._runs)
@@ -218,7 +253,7 @@ class Client:
                 "select pgflow.mark_worker_stopped(worker_id) from pgflow.workers where worker_id <> %s",
                 self._worker_id,
             )
-            await self.ask("select * from pgflow.recover_tasks('12 seconds')")
+            await self.ask("select * from pgflow.recover_tasks()")
             await self.ask(
                 "update pgflow.step_tasks set deferred_until = now() - interval '1 s' where deferred_until is not null"
             )

@@ -18,7 +18,8 @@ create schema ledger;
 
 create table ledger.changes (
   id bigint generated always as identity primary key,
-  kind text, run_id uuid, step_slug text, task_index int, was text, became text
+  kind text, run_id uuid, step_slug text, task_index int, was text, became text,
+  transaction bigint default txid_current()  -- what a transaction changes twice, others see once
 );
 create index on ledger.changes (run_id);
 

@@ -155,7 +155,7 @@ class Worker:
             self._world.holders.pop(task, None)
         await self._ask("select pgflow.mark_worker_stopped(%s)", dead.worker_id)
         if self._random.random() < 0.6:
-            await self._ask("select * from pgflow.recover_tasks('12 seconds')")
+            await self._ask("select * from pgflow.recover_tasks()")
         else:
             await self._ask(
                 """update pgflow.step_tasks set started_at = now() - interval '1 day',
@@ -182,7 +182,7 @@ class Worker:
             )
             if not left:
                 return
-            await self._ask("select * from pgflow.recover_tasks('12 seconds')")
+            await self._ask("select * from pgflow.recover_tasks()")
         self._world.complaints.append(f"worker {dead.worker_id} is dead, and its tasks were never given back")
 
     async def _handle(self) -> None:
