@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pgnexus.errors import InvalidFlow, InvalidOutput, InvalidRequest
@@ -40,11 +40,9 @@ class Blueprint:
             return
         if not self._steps:
             raise InvalidFlow(f"flow {self.name}: it has no steps; add one with @flow.step")
-        for step in self._steps.values():
-            self._check_dependencies(step)
-        self._steps = self._sorted()
-        for step in self._steps.values():
-            self._check_step(step)
+        self._raise_first(self.dependency_faults)
+        self._sort()
+        self._raise_first(self.step_faults)
         self._checked = True
 
     def shape(self) -> dict[str, Any]:
@@ -91,23 +89,27 @@ class Blueprint:
     def _where(self, slug: str) -> str:
         return f"flow {self.name}, step {slug}"
 
-    def _add(self, step: Step) -> None:
+    def add(self, step: Step) -> None:
+        """Take another step in; its slug must be new."""
         if step.slug in self._steps:
             raise InvalidFlow(f"{self._where(step.slug)}: there is such a step already; rename one of them")
         self._steps[step.slug] = step
         self._checked = False
 
-    def _check_dependencies(self, step: Step) -> None:
-        where = self._where(step.slug)
-        for slug in step.depends_on:
-            if slug == step.slug:
-                raise InvalidFlow(f"{where}: it depends on itself; remove that dependency")
-            if slug not in self._steps:
-                close = difflib.get_close_matches(slug, self._steps, 1)
-                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self._steps)}"
-                raise InvalidFlow(f"{where}: it depends on {slug!r}, and there is no such step; {hint}")
+    def depth(self) -> int:
+        """How many steps follow each other on the longest way; `InvalidFlow` when they go round in a circle."""
+        self._sort()
+        depths: dict[str, int] = {}
+        for step in self._steps.values():
+            depths[step.slug] = 1 + max((depths[slug] for slug in step.depends_on), default=0)
+        return max(depths.values(), default=0)
 
-    def _sorted(self) -> dict[str, Step]:
+    def _raise_first(self, faults: Callable[[Step], Iterator[str]]) -> None:
+        for step in self._steps.values():
+            for fault in faults(step):
+                raise InvalidFlow(f"{self._where(step.slug)}: {fault}")
+
+    def _sort(self) -> None:
         """Dependencies first; what is free of them keeps the order of definition."""
         left = dict(self._steps)
         done: dict[str, Step] = {}
@@ -117,26 +119,34 @@ class Blueprint:
                 circle = " → ".join(_circle(left))
                 raise InvalidFlow(f"flow {self.name}: a cycle: {circle}; remove one of these dependencies")
             done[step.slug] = left.pop(step.slug)
-        return done
+        self._steps = done
 
-    def _check_step(self, step: Step) -> None:
-        where = self._where(step.slug)
-        if step.is_map:
-            self._check_map(step, where)
-        else:
-            self._check_gaps(step, where)
+    def dependency_faults(self, step: Step) -> Iterator[str]:
+        """What is wrong with the names of the steps that it depends on."""
+        for slug in step.depends_on:
+            if slug == step.slug:
+                yield "it depends on itself; remove that dependency"
+            elif slug not in self._steps:
+                close = difflib.get_close_matches(slug, self._steps, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self._steps)}"
+                yield f"it depends on {slug!r}, and there is no such step; {hint}"
+
+    def step_faults(self, step: Step) -> Iterator[str]:
+        """What is wrong between it and its dependencies, which exist."""
+        yield from self._map_faults(step) if step.is_map else self._gap_faults(step)
+        if not step.depends_on:
+            return
         for name, pattern in (("only_if", step.options.only_if), ("unless", step.options.unless)):
-            strange = set(pattern or ()) - set(step.depends_on) if step.depends_on else ()
-            for key in sorted(strange):
-                raise InvalidFlow(
-                    f"{where}: {name} is compared with the outputs of its dependencies, "
-                    f"{{{', '.join(map(repr, step.depends_on))}: …}}, which never have {key!r}"
+            for key in sorted((pattern or {}).keys() - set(step.depends_on)):
+                yield (
+                    f"{name} is compared with {{step: output}} of its dependencies "
+                    f"({', '.join(step.depends_on)}), and {key!r} is none of them"
                 )
 
-    def _check_map(self, step: Step, where: str) -> None:
+    def _map_faults(self, step: Step) -> Iterator[str]:
         if len(step.depends_on) > 1:
-            raise InvalidFlow(
-                f"{where}: a map has one dependency at most, but {len(step.depends_on)} were given: "
+            yield (
+                f"a map has one dependency at most, but {len(step.depends_on)} were given: "
                 f"{', '.join(step.depends_on)}; join them in a step before it"
             )
         for slug in step.depends_on:
@@ -144,18 +154,18 @@ class Blueprint:
             if not source.is_map and not source.output.is_list:
                 returned = name_of(source.output.annotation)
                 advice = "return [] instead of None" if source.output.allows_none else "let it return a list"
-                raise InvalidFlow(f"{where}: it maps over {slug}, which returns {returned}; {advice}")
+                yield f"it maps over {slug}, which returns {returned}; {advice}"
 
-    def _check_gaps(self, step: Step, where: str) -> None:
+    def _gap_faults(self, step: Step) -> Iterator[str]:
         for slug in step.depends_on:
             if self._steps[slug].options.may_leave_a_gap and step.needs(slug):
-                raise InvalidFlow(
-                    f"{where}: its dependency {slug} can be skipped; give the parameter {slug!r} a default or "
-                    f"allow None, or let {slug} have skip-cascade instead of skip"
+                yield (
+                    f"its dependency {slug} can be skipped; give the parameter that takes it a default or allow "
+                    f"None, or let {slug} skip with skip-cascade"
                 )
 
 
-def _circle(left: dict[str, Step]) -> Iterable[str]:
+def _circle(left: dict[str, Step]) -> list[str]:
     """Slugs along a cycle, the first one again at the end; every step that is left has a dependency left."""
     path: list[str] = []
     slug = next(iter(left))

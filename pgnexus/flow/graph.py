@@ -8,10 +8,11 @@ from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from pgnexus.errors import InvalidFlow, StepFailed
 from pgnexus.flow.blueprint import Blueprint
+from pgnexus.flow.invoke import is_async
 from pgnexus.flow.llm import LLMSettings, LLMStep
 from pgnexus.flow.options import CommonSettings, FlowOptions, Seconds, StepOptions, StepSettings, check_slug
 from pgnexus.flow.signature import Reader, Signature
-from pgnexus.flow.step import HandlerStep, Step, WaitStep, is_async
+from pgnexus.flow.step import HandlerStep, Step, WaitStep
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -142,7 +143,7 @@ class Flow(Blueprint):
                 output=reader.codec(returns, "returns"),
                 is_map=over is not None,
             )
-            self._add(step)
+            self.add(step)
             return step
 
         return add if handler is None else add(handler)
@@ -165,7 +166,7 @@ class Flow(Blueprint):
             step = WaitStep(slug, timeout=timeout, depends_on=depends, options=options, output=codec)
         except StepFailed as error:
             raise InvalidFlow(f"{where}: {error}") from None
-        self._add(step)
+        self.add(step)
         return step
 
     def _added(
@@ -178,6 +179,8 @@ class Flow(Blueprint):
         settings: Mapping[str, Any],
     ) -> HandlerStep[P, R]:
         where = self._where(slug)
+        if "depends_on" in settings:
+            raise InvalidFlow(f"{where}: a map depends on one step, the one it maps over; write over=…")
         own = {
             name: value for name, value in settings.items() if name not in ("slug", "pure", "transactional")
         }
@@ -196,7 +199,7 @@ class Flow(Blueprint):
             pure=pure,
             transactional=transactional,
         )
-        self._add(step)
+        self.add(step)
         return step
 
     def _slug(self, handler: object, given: str | None) -> str:

@@ -47,19 +47,20 @@ class LLMStep(HandlerStep[P, R]):
         options = StepOptions.make(where, own)
         super().__init__(slug, handler, signature, options=options, output=output, is_map=is_map)
         self.returns = answer_kind(output)
+        self.field: str | None = None
         asked = {name: value for name, value in settings.items() if name in _OF_PROMPT and value is not None}
-        if self.returns == "json":
-            asked.setdefault("response_format", response_format(slug, output))
+        if self.returns == "json" and "response_format" not in asked:
+            asked["response_format"], self.field = asked_format(slug, output.json_schema())
         self.settings = asked
         try:
-            deferral("a trial of the settings", asked, self.returns)
+            deferral("a trial of the settings", asked, self.returns, self.field)
         except StepFailed as error:
             raise InvalidFlow(f"{where}: {error}") from None
 
     async def call(self, input: Any, flow_input: Any, context: Context) -> Later:
         answer = await super().call(input, flow_input, context)
         try:
-            return deferral(answer, self.settings, self.returns)
+            return deferral(answer, self.settings, self.returns, self.field)
         except StepFailed as error:
             raise StepFailed(f"step {self.slug}: {error}") from None
 
@@ -71,9 +72,21 @@ def answer_kind(output: Codec) -> Answer:
     return "result" if output.annotation is LLMResult else "json"
 
 
-def response_format(slug: str, output: Codec) -> dict[str, Any]:
-    """How a model is asked for JSON of a type."""
-    schema = output.json_schema()
+def asked_format(slug: str, schema: dict[str, Any] | None) -> tuple[dict[str, Any], str | None]:
+    """How a model is asked for JSON of a schema, and the field of its answer that has it.
+
+    Vendors take schemas of objects only: other types travel in the field ``value`` of one.
+    """
     if schema is None:
-        return {"type": "json_object"}
-    return {"type": "json_schema", "json_schema": {"name": slug[:64], "schema": schema}}
+        return {"type": "json_object"}, None
+    field = None
+    if schema.get("type") != "object":
+        field = "value"
+        inner = {key: part for key, part in schema.items() if key != "$defs"}
+        schema = {key: part for key, part in schema.items() if key == "$defs"} | {
+            "type": "object",
+            "properties": {field: inner},
+            "required": [field],
+            "additionalProperties": False,
+        }
+    return {"type": "json_schema", "json_schema": {"name": slug[:64], "schema": schema}}, field

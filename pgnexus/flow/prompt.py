@@ -79,11 +79,12 @@ class Prompt:
         return {name: value for name, value in given.items() if value is not None}
 
 
-def deferral(answer: Any, settings: Mapping[str, Any], returns: Answer) -> Later:
+def deferral(answer: Any, settings: Mapping[str, Any], returns: Answer, field: str | None = None) -> Later:
     """The request of a prompt as a deferral of kind "llm"; `StepFailed` says what is wrong with it.
 
-    ``details`` are ``request``, fields of the wire without request_id, and ``as``: whether the task's output
-    will be the answer's text, the JSON in it, or the whole result.
+    ``details`` are ``request``, fields of the wire without request_id, ``as``: whether the task's output
+    will be the answer's text, the JSON in it, or the whole result; and, if that JSON is an object around the
+    output, the ``field`` that has it.
     """
     prompt = answer if isinstance(answer, Prompt) else Prompt(answer)
     if not isinstance(prompt.prompt, (str, list, tuple)):
@@ -96,9 +97,16 @@ def deferral(answer: Any, settings: Mapping[str, Any], returns: Answer) -> Later
     fields["messages"] = _messages(prompt.prompt, fields.pop("system", None))
     _check(fields)
     for name in _AS_TEXT:
-        if name in fields and not isinstance(fields[name], str):
-            fields[name] = to_json(fields[name]).decode()
-    return Later(timeout, "llm", {"request": fields | {"timeout": timeout}, "as": returns})
+        if name in fields:
+            fields[name] = _text(fields[name])
+    details: dict[str, Any] = {"request": fields | {"timeout": timeout}, "as": returns}
+    if field is not None and fields.get("response_format") == _text(settings.get("response_format")):
+        details["field"] = field  # the prompt asks for no other form
+    return Later(timeout, "llm", details)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else to_json(value).decode()
 
 
 def _messages(prompt: str | Sequence[Any], system: str | None) -> list[Any]:

@@ -61,17 +61,17 @@ class Reader:
 
     def single(self, handler: Callable[..., Any], depends_on: tuple[str, ...]) -> Signature:
         """Parameters named like earlier steps, or in ``depends_on``, are dependencies; else the run's input."""
-        given, returns = self._read(handler)
+        given, returns = self.read(handler)
         dependencies = dict.fromkeys(depends_on)
         dependencies |= dict.fromkeys(
             name
             for name, (_, annotation) in given.items()
-            if name in self.earlier and not _is_context(annotation)
+            if name in self.earlier and not is_context(annotation)
         )
         parameters: list[Parameter] = []
         for name, (parameter, annotation) in given.items():
             role: Role = "unused"
-            if _is_context(annotation):
+            if is_context(annotation):
                 role = "context"
             elif name in dependencies:
                 role = "dependency"
@@ -79,16 +79,16 @@ class Reader:
                 role = "input"
             elif parameter.default is parameter.empty:
                 raise InvalidFlow(f"{self.where}: {self._unreachable(name, dependencies)}")
-            parameters.append(self._parameter(parameter, annotation, role))
+            parameters.append(self.parameter(parameter, annotation, role))
         return Signature(tuple(parameters), tuple(dependencies), returns)
 
     def map(self, handler: Callable[..., Any], over: str | None) -> Signature:
         """The first parameter that is no context is the element."""
-        given, returns = self._read(handler)
+        given, returns = self.read(handler)
         parameters: list[Parameter] = []
         for name, (parameter, annotation) in given.items():
             role: Role = "unused"
-            if _is_context(annotation):
+            if is_context(annotation):
                 role = "context"
             elif not any(one.role == "element" for one in parameters):
                 role = "element"
@@ -108,12 +108,13 @@ class Reader:
                     f"{self.where}: nothing fills the parameter {name!r}: a map's handler gets one element, "
                     "and a Context when a parameter is annotated so"
                 )
-            parameters.append(self._parameter(parameter, annotation, role))
+            parameters.append(self.parameter(parameter, annotation, role))
         if not any(one.role == "element" for one in parameters):
             raise InvalidFlow(f"{self.where}: a map's handler needs a parameter for the element")
         return Signature(tuple(parameters), () if over is None else (over,), returns)
 
-    def _read(self, handler: Callable[..., Any]) -> tuple[dict[str, tuple[inspect.Parameter, Any]], Any]:
+    def read(self, handler: Callable[..., Any]) -> tuple[dict[str, tuple[inspect.Parameter, Any]], Any]:
+        """The parameters with their annotations, and what the handler returns."""
         target = inspect.unwrap(handler) if inspect.isroutine(handler) else handler
         if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
             raise InvalidFlow(f"{self.where}: the handler is a generator; collect what it yields in a list")
@@ -147,7 +148,8 @@ class Reader:
         except TypeError as error:
             raise InvalidFlow(f"{self.where}: an annotation cannot be read: {error}") from None
 
-    def _parameter(self, parameter: inspect.Parameter, annotation: Any, role: Role) -> Parameter:
+    def parameter(self, parameter: inspect.Parameter, annotation: Any, role: Role) -> Parameter:
+        """A parameter in its role, with the way into its annotation."""
         codec = _ANY
         if role in ("input", "element", "dependency"):
             codec = self.codec(annotation, f"the parameter {parameter.name!r}")
@@ -155,6 +157,7 @@ class Reader:
         return Parameter(parameter.name, role, codec, parameter.default, by_position)
 
     def codec(self, annotation: Any, what: str) -> Codec:
+        """The way into an annotation, which ``what`` names."""
         try:
             return Codec(annotation)
         except Misfit as error:
@@ -171,7 +174,8 @@ class Reader:
         return f"nothing fills the parameter {name!r}: it is named like no earlier step ({known}){hint}"
 
 
-def _is_context(annotation: Any) -> bool:
+def is_context(annotation: Any) -> bool:
+    """Whether a parameter of this annotation gets the context."""
     return any(
         isinstance(member, type) and issubclass(member, Context)
         for member in members(annotation)

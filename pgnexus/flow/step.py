@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from pgnexus.errors import InvalidOutput, InvalidRequest, StepFailed
 from pgnexus.flow.context import Context
+from pgnexus.flow.invoke import invoke
 from pgnexus.flow.later import Later, seconds_of
 from pgnexus.flow.options import StepOptions
 from pgnexus.flow.prompt import Prompt
@@ -109,7 +109,6 @@ class HandlerStep(Step, Generic[P, R]):
             self.kind = "map"
         self.handler = handler
         self.parameters = signature.parameters
-        self._is_async = is_async(handler)
         functools.update_wrapper(self, handler, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -126,10 +125,7 @@ class HandlerStep(Step, Generic[P, R]):
                     named[one.name] = self._fill(one, input, flow_input, context)
         except Misfit as error:
             raise StepFailed(f"step {self.slug}: {error}") from None
-        try:
-            return await self._run(args, named)
-        except SystemExit as error:
-            raise RuntimeError(f"step {self.slug}: the handler raised SystemExit({error.code!r})") from error
+        return await invoke(self.handler, args, named, self.slug)
 
     def _fill(self, parameter: Parameter, input: Any, flow_input: Any, context: Context) -> Any:
         where = f"parameter {parameter.name}"
@@ -148,19 +144,6 @@ class HandlerStep(Step, Generic[P, R]):
                 return parameter.substitute
             case _:
                 return parameter.default
-
-    async def _run(self, args: list[Any], named: dict[str, Any]) -> Any:
-        if self._is_async:
-            answer: Any = self.handler(*args, **named)
-            return await answer
-        answer = await asyncio.to_thread(self._in_thread, args, named)
-        return await answer if inspect.isawaitable(answer) else answer
-
-    def _in_thread(self, args: list[Any], named: dict[str, Any]) -> Any:
-        try:
-            return self.handler(*args, **named)
-        except StopIteration as error:  # no future takes it: whoever waits would wait for ever
-            raise RuntimeError(f"step {self.slug}: the handler raised StopIteration") from error
 
     def check_flow_input(self, value: Any) -> None:
         super().check_flow_input(value)
@@ -189,13 +172,6 @@ class WaitStep(Step):
 
     async def call(self, input: Any, flow_input: Any, context: Context) -> Later:
         return Later(self.timeout, "signal")
-
-
-def is_async(handler: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine, and so does not block the event loop."""
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-        getattr(handler, "__call__", None)  # noqa: B004 - not whether it can be called, but how
-    )
 
 
 def first_line(handler: object) -> str | None:
