@@ -130,8 +130,9 @@ def _of_step(world: World, outcome: Outcome, row: Any, tasks: list[Any], run_sta
 
 def _of_attempts(world: World, row: Any, task: Any, plan: TaskPlan) -> Iterator[str]:
     step = world.step((row.run_id, row.step_slug, 0))
-    if task.attempts_count > step.max_attempts:
-        yield f"[{task.task_index}] took {task.attempts_count} attempts of {step.max_attempts}"
+    allowed = step.max_attempts + task.requeued_count  # a stalled task goes back whatever its attempts
+    if task.attempts_count > allowed:
+        yield f"[{task.task_index}] took {task.attempts_count} attempts of {allowed}"
     if task.status == "completed" and plan.errors >= step.max_attempts:
         yield f"[{task.task_index}] completed, though its handler always fails"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
-from tests.flow.model.graph import plain
+from tests.flow.model.graph import Graph, Step, plain
 from tests.flow.model.oracle import error_of
 from tests.flow.model.world import Connection, Task, World, fetch, jsonb
 
@@ -238,18 +238,13 @@ class Worker:
         chain: list[dict[str, Any]] = []
         run_id, slug, _ = task
         graph = self._world.runs[run_id].flow.graph
-        while self._random.random() < 0.4:
+        while self._random.random() < 0.6:
             children = graph.children(slug)
             if graph.step(slug).kind == "map" or [child.deps for child in children] != [(slug,)]:
                 break
             [child] = children
             plan = self._world.plan((run_id, child.slug, 0))
-            if (
-                child.kind == "map"
-                or child.required is not None
-                or child.forbidden is not None
-                or plan.errors
-            ):
+            if plan.errors or not _is_pure(graph, child):
                 break
             chain.append({"step": child.slug, "output": plain(plan.output)})
             self._world.chained.add((run_id, child.slug))
@@ -294,6 +289,16 @@ class Worker:
             if now.run == now.step == "started":
                 task = (row.run_id, row.step_slug, row.task_index)
                 self._world.complain(task, "refused to the living worker that has it")
+
+
+def _is_pure(graph: Graph, step: Step) -> bool:
+    """Whether a step may follow in one go: single, without a condition, and before no map."""
+    conditional = step.required is not None or step.forbidden is not None
+    return (
+        step.kind == "single"
+        and not conditional
+        and all(child.kind == "single" for child in graph.children(step.slug))
+    )
 
 
 def _columns(hands: Hands, tasks: list[Task]) -> tuple[list[Any], ...]:
