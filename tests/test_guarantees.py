@@ -41,11 +41,11 @@ async def request_id(db: Database) -> AsyncIterator[UUID]:
     await sql(db, "select nexus_api.create_queue(%s)", QUEUE)
     name = uuid4()
     yield name
-    [run] = await sql(db, "select run_id, status, failed_at from pgflow.runs")
+    [run] = await sql(db, "select run_id, status, xmin from pgflow.runs")
     assert (run.run_id, run.status) == (name, "failed")
-    [answer] = await sql(db, f"select message ->> 'request_id' as name, enqueued_at from pgmq.q_{QUEUE}")
+    [answer] = await sql(db, f"select message ->> 'request_id' as name, xmin from pgmq.q_{QUEUE}")
     assert answer.name == str(name)
-    assert answer.enqueued_at >= run.failed_at
+    assert answer.xmin == run.xmin  # written by one transaction
     tasks = await sql(db, "select distinct status from pgflow.step_tasks")
     assert [task.status for task in tasks] == ["failed"]
 
@@ -62,7 +62,7 @@ async def answer(db: Database) -> Any:
 
 
 async def take(db: Database, worker: UUID) -> list[Any]:
-    await sql(db, "select pgflow.heartbeat(%s, 'llm_request_workflow', 'a test')", worker)
+    await sql(db, "select pgflow.heartbeat(%s, 'llm_request_workflow', 'a test', '0 s')", worker)
     return await sql(db, "select run_id, attempt from nexus.take_requests(%s, 10, 10)", worker)
 
 
@@ -79,7 +79,7 @@ async def test_the_last_lease(db: Database, request_id: UUID) -> None:
     for attempt in range(1, LEASES + 1):
         assert [(row.run_id, row.attempt) for row in await take(db, uuid4())] == [(request_id, attempt)]
         assert await messages(db, QUEUE) == []
-        await sql(db, "select pgflow.recover_tasks('0 s')")
+        await sql(db, "select pgflow.recover_tasks()")
     failure = await answer(db)
     assert (failure["status"], failure["error"]["type"]) == ("failed", "worker_lost")
 

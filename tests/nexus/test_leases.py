@@ -42,10 +42,14 @@ async def test_a_worker_is_lost_after_its_own_lease(db, lease, silent_for, lost)
     assert await recovered(db) == ([request_id] if lost else [])
 
 
-async def test_one_that_told_no_lease_is_judged_by_that_of_the_one_who_asks(db):
-    request_id = await takes_one(db, None, "1 s")
-    [row] = await sql(db, "select run_id from pgflow.recover_tasks('0 s')")
-    assert row.run_id == request_id
+async def test_one_that_told_no_lease_is_judged_by_its_tasks_time(db):
+    request_id = await takes_one(db, None, "1 hour")
+    assert await recovered(db) == []
+    await sql(db, "update pgflow.step_tasks set started_at = now() - interval '2 hours'")
+    [row] = await sql(db, "select pgflow.requeue_stalled_tasks() as requeued")
+    assert row.requeued == 1
+    [task] = await sql(db, "select run_id, status from pgflow.step_tasks")
+    assert (task.run_id, task.status) == (request_id, "queued")
 
 
 async def test_a_nexus_with_a_short_lease_steals_nothing_from_its_neighbours(database_url, db):

@@ -120,7 +120,10 @@ create table pgflow.step_states (
   constraint remaining_deps_is_nonnegative check (remaining_deps >= 0),
   constraint output_only_for_completed_or_null check (output is null or status = 'completed'),
   constraint skip_reason_matches_status check ((status = 'skipped') = (skip_reason is not null)),
-  constraint at_most_one_terminal_time check (num_nonnulls(completed_at, failed_at, skipped_at) <= 1)
+  constraint at_most_one_terminal_time check (num_nonnulls(completed_at, failed_at, skipped_at) <= 1),
+  constraint remaining_tasks_matches_status check (case status
+    when 'created' then remaining_tasks is null when 'skipped' then remaining_tasks is null
+    when 'completed' then remaining_tasks = 0 else true end)
 ) with (fillfactor = 40);
 
 -- One row an instance: a process that runs tasks and gives signs of life (see Registry).

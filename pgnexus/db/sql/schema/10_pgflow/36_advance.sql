@@ -141,22 +141,24 @@ language plpgsql stable set search_path = pg_catalog, pgflow as $$
 declare
   v_parent text;
   v_parent_type text;
+  v_count int;
   v_array jsonb;
 begin
+  select st.initial_tasks into v_count from pgflow.step_states st where st.run_id = p_run_id and st.step_slug = p_step_slug;
   select d.dep_slug, s.step_type into v_parent, v_parent_type
   from pgflow.deps d join pgflow.steps s on s.flow_slug = d.flow_slug and s.step_slug = d.dep_slug
   where d.flow_slug = p_flow_slug and d.step_slug = p_step_slug;
   if v_parent_type = 'map' then
-    return query
-      select n, null::jsonb from pgflow.step_states st, generate_series(0, st.initial_tasks - 1) as n
-      where st.run_id = p_run_id and st.step_slug = p_step_slug;
+    return query select n, null::jsonb from generate_series(0, v_count - 1) as n;
     return;
   elsif v_parent is null then
     select r.input into v_array from pgflow.runs r where r.run_id = p_run_id;
   else
     select st.output into v_array from pgflow.step_states st where st.run_id = p_run_id and st.step_slug = v_parent;
   end if;
-  return query select e.n::int - 1, e.value from jsonb_array_elements(v_array) with ordinality as e (value, n);
+  return query
+    select n, e.value from generate_series(0, v_count - 1) as n
+    left join jsonb_array_elements(v_array) with ordinality as e (value, ordinal) on e.ordinal = n + 1 order by n;
 end
 $$;
 

@@ -114,8 +114,11 @@ $$;
 create or replace function pgflow.start_flow_with_states(flow_slug text, input jsonb, run_id uuid default null) returns jsonb
 language plpgsql set search_path = pg_catalog, pgflow as $$
 #variable_conflict use_column
+declare
+  v_run_id uuid;
 begin
-  return (select pgflow.get_run_with_states(s.run_id)
-          from pgflow.start_flow(start_flow_with_states.flow_slug, start_flow_with_states.input, start_flow_with_states.run_id) s);
+  select s.run_id into v_run_id
+  from pgflow.start_flow(start_flow_with_states.flow_slug, start_flow_with_states.input, start_flow_with_states.run_id) s;
+  return pgflow.get_run_with_states(v_run_id);
 end
 $$;

@@ -51,8 +51,12 @@ $$;
 create or replace function pgflow.tasks_of_messages(p_flow_slug text, p_msg_ids bigint[]) returns pgflow.task_key[]
 language plpgsql stable set search_path = pg_catalog, pgflow as $$
 declare
+  v_queue text := pgflow.queue_of(p_flow_slug);
   v_tasks pgflow.task_key[];
 begin
+  if v_queue is null then
+    return null;
+  end if;
   execute format(
     'select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key
                       order by t.run_id, t.step_slug, t.task_index)
@@ -60,7 +64,7 @@ begin
      join pgflow.step_tasks t on t.run_id = (q.message ->> ''run_id'')::uuid and t.step_slug = q.message ->> ''step_slug''
        and t.task_index = (q.message ->> ''task_index'')::int
      where q.msg_id = any ($1) and t.message_id = q.msg_id and t.flow_slug = $2',
-    pgmq.format_table_name(pgflow.queue_of(p_flow_slug), 'q'))
+    pgmq.format_table_name(v_queue, 'q'))
   into v_tasks using p_msg_ids, p_flow_slug;
   return v_tasks;
 end

@@ -160,7 +160,9 @@ begin
     returning t.run_id, t.step_slug, i.error
   )
   select array_agg(e.run_id), array_agg(e.step_slug), array_agg(e.error) into v_done, v_steps, v_errors from ended e;
-  perform pgflow.fail_runs(v_done, v_steps, v_errors) where v_done is not null;
+  if v_done is not null then
+    perform pgflow.fail_runs(v_done, v_steps, v_errors);
+  end if;
   return query select unnest(v_done);
 end
 $$;
@@ -178,9 +180,10 @@ begin
     returning t.run_id
   )
   select array_agg(distinct e.run_id) into v_done from ended e;
-  perform pgflow.fail_runs(v_done, array_fill(null::text, array[cardinality(v_done)]),
-                           array_fill('cancelled'::text, array[cardinality(v_done)]), p_cancelled => true)
-  where v_done is not null;
+  if v_done is not null then
+    perform pgflow.fail_runs(v_done, array_fill(null::text, array[cardinality(v_done)]),
+                             array_fill('cancelled'::text, array[cardinality(v_done)]), p_cancelled => true);
+  end if;
   return query select unnest(v_done);
 end
 $$;

@@ -24,22 +24,22 @@ language sql set search_path = pg_catalog, pgflow as $$
   update pgflow.workers w set stopped_at = clock_timestamp() where w.worker_id = mark_worker_stopped.worker_id
 $$;
 
--- Workers whose lease has run out are taken for dead: as long as their own lease, p_lease where they told none, and not
--- that of whoever asks, which may be shorter than his neighbours' heartbeats. After a restart of the server everybody is
--- granted one lease to come back.
-create or replace function pgflow.bury_workers(p_lease interval) returns void
+-- Workers that gave no sign of life for as long as their own lease are taken for dead. Those that told no lease are judged
+-- by their tasks' time alone, see requeue_stalled_tasks. After a restart of the server everybody is granted one lease to
+-- come back.
+create or replace function pgflow.bury_workers() returns void
 language sql set search_path = pg_catalog, pgflow as $$
   update pgflow.workers w set stopped_at = clock_timestamp()
   where w.worker_id in (
     select d.worker_id from pgflow.workers d
-    where d.stopped_at is null and d.lease is not null and d.last_heartbeat_at < clock_timestamp() - coalesce(d.lease, p_lease)
-      and pg_postmaster_start_time() < clock_timestamp() - coalesce(d.lease, p_lease)
+    where d.stopped_at is null and d.last_heartbeat_at < clock_timestamp() - d.lease
+      and pg_postmaster_start_time() < clock_timestamp() - d.lease
     for update skip locked)
 $$;
 
 -- Give back the tasks of dead workers. An attempt was spent. A task that has none left, or that lost its fifth worker,
 -- fails as its step's when_exhausted says: it may be what kills them.
-create or replace function pgflow.recover_tasks(p_lease interval default '12 seconds')
+create or replace function pgflow.recover_tasks()
 returns table (flow_slug text, run_id uuid, step_slug text, task_index int, exhausted boolean)
 language plpgsql set search_path = pg_catalog, pgflow as $$
 #variable_conflict use_column
@@ -48,7 +48,7 @@ declare
   v_lost pgflow.task_key[];
   v_attempts int[];
 begin
-  perform pgflow.bury_workers(p_lease);
+  perform pgflow.bury_workers();
   with stranded as (
     select t.run_id, t.step_slug, t.task_index, t.attempts_count,
            t.requeued_count >= 4 or t.attempts_count >= coalesce(s.opt_max_attempts, f.opt_max_attempts) or r.status <> 'started' as exhausted
