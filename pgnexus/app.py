@@ -17,6 +17,7 @@ from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
 from pgnexus.errors import InvalidSettings, SchemaMismatch
 from pgnexus.flow.blueprint import Blueprint
+from pgnexus.flow.builder import FlowBuilder
 from pgnexus.flow.executor import Executor
 from pgnexus.flow.flows import Flows
 from pgnexus.flow.service import FlowService
@@ -32,7 +33,8 @@ Report = Callable[[str], None]
 class App:
     """What one process runs: the caller side unless ``caller`` is False, the nexus side if ``nexus`` is True.
 
-    With ``flows`` it runs these, and has an `Executor`; it has one, too, with ``executor``.
+    With ``flows`` it runs these, with a ``builder`` flows built at run time of its actions, and has an
+    `Executor`; with ``executor`` it has one in any case.
 
     With ``nexus`` None it runs a nexus side when no other is alive, at the start or later, so that a script
     just works. ``report`` is told in a few words what the start is at.
@@ -45,12 +47,14 @@ class App:
         caller: bool = True,
         nexus: bool | None = None,
         flows: Sequence[Blueprint] = (),
+        builder: FlowBuilder | None = None,
         executor: bool = False,
         report: Report = lambda _: None,
     ) -> None:
         self.settings = settings
         self._wants_flows = [*flows, *(load_flow(path) for path in settings.flows)]
-        self._wants_executor = executor or bool(self._wants_flows)
+        self._builder = builder
+        self._wants_executor = executor or bool(self._wants_flows) or builder is not None
         self._wants_caller = caller
         self._wants_nexus = nexus
         self._report = report
@@ -112,7 +116,7 @@ class App:
                 listener,
                 notifier,
                 settings,
-                Flows(db, self._wants_flows),
+                Flows(db, self._wants_flows, builder=self._builder),
                 on_recovered=lambda: notifier.committed(REQUESTS_CHANNEL),
             )
         await listener.start()
@@ -204,13 +208,23 @@ async def open(
 
 @asynccontextmanager
 async def executor(
-    *flows: Blueprint, settings: Settings | None = None, nexus: bool | None = None, **overrides: Any
+    *flows: Blueprint,
+    builder: FlowBuilder | None = None,
+    settings: Settings | None = None,
+    nexus: bool | None = None,
+    **overrides: Any,
 ) -> AsyncIterator[Executor]:
     """A running `Executor`, and a worker in this process for these flows, if there are any.
 
-    The rest is as with `open`; LLM steps are asked and answered, too.
+    With ``builder`` it runs flows built at run time, too. The rest is as with `open`: LLM steps are asked
+    and answered.
+
+        async with pgnexus.executor(review) as executor:
+            report = await executor.execute(review, {"repo": "…"})
     """
-    app = App(settings or Settings.load(**overrides), nexus=nexus, flows=flows, executor=True)
+    app = App(
+        settings or Settings.load(**overrides), nexus=nexus, flows=flows, builder=builder, executor=True
+    )
     await app.start()
     try:
         yield app.executor

@@ -124,19 +124,16 @@ class Holdings:
     @contextmanager
     def reserve(self, most: int, *, ending: int = 0) -> Iterator[int]:
         """How many tasks a call may claim that ends ``ending`` of those held; 0 when nothing is to be claimed."""
-        free = self._slots - len(self.held) - self._reserved + ending
-        claim = max(0, min(most, free)) if self.open else 0
-        self._reserved += claim
+        free = self._slots - len(self.held) - self._reserved
+        claim = max(0, min(most, free + ending)) if self.open else 0
+        more = max(0, claim - ending)  # than the slots that it makes free itself
+        self._reserved += more
         self.calls += claim > 0
         try:
             yield claim
         finally:
-            self._reserved -= claim
+            self._reserved -= more
             self.calls -= claim > 0
-
-    @property
-    def free(self) -> int:
-        return self._slots - len(self.held) - self._reserved
 
 
 def describe(error: BaseException) -> str:

@@ -27,6 +27,7 @@ from pgnexus.flow.blueprint import Blueprint
 from pgnexus.flow.flows import Flows
 from pgnexus.flow.handle import RunHandle
 from pgnexus.flow.runs import RunEvent, RunState, RunStatus, RunSummary, status_of, summary_of
+from pgnexus.flow.schedule import Schedules
 from pgnexus.flow.starts import Starts
 from pgnexus.flow.waiters import RunWaiters
 from pgnexus.flow.watch import watch
@@ -41,7 +42,7 @@ class Executor:
     """Runs of flows over one `Database`; `pgnexus.executor` makes one with all it needs.
 
     A flow is given as the `Flow` itself, as what a `FlowBuilder` built, or by name: then the newest version
-    that the database knows is started.
+    that the database knows is started. ``schedules`` are the runs that start by the clock.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Executor:
         self._flows = flows
         self._settings = settings
         self._starts = Starts(db, notifier)
+        self.schedules = Schedules(db)
         self._waiters = RunWaiters(db, listener, poll_interval=settings.poll_interval)
 
     def begin(self) -> None:

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from pgnexus.db.database import Database
 from pgnexus.errors import InvalidFlow
 from pgnexus.flow.blueprint import Blueprint
+from pgnexus.flow.builder import FlowBuilder
 from pgnexus.flow.plans import Plan, PlannedStep, compile_flow, plan
 
 log = logging.getLogger(__name__)
 
 BUILT_QUEUE = "pgflow_built"
-LoadBuilt = Callable[[Any], Blueprint]
 
 
 class Flows:
     """The flows of one process; ``queues`` and ``handlers`` are what its worker may claim from and for.
 
-    ``load_built`` makes a flow of the definition that was stored when it was built, ``handlers`` names the
-    actions that such flows may use here; without it, this process runs none of them.
+    With a ``builder`` these are also flows built at run time, by whomever, of the actions that it allows.
     """
 
     def __init__(
-        self,
-        db: Database,
-        flows: Iterable[Blueprint] = (),
-        *,
-        load_built: LoadBuilt | None = None,
-        handlers: Iterable[str] = (),
+        self, db: Database, flows: Iterable[Blueprint] = (), *, builder: FlowBuilder | None = None
     ) -> None:
         self._db = db
         self._given = list(flows)
-        self._load_built = load_built
+        self._builder = builder
         self._plans: dict[str, Plan] = {}
         self._by_name: dict[str, Plan] = {}
         self.queues: list[str] = []
-        self.handlers: list[str] = sorted(handlers)
+        self.handlers: list[str] = [] if builder is None else builder.actions.handlers
 
     def __bool__(self) -> bool:
         """Whether there is anything for a worker to run."""
-        return bool(self._given) or self._load_built is not None
+        return bool(self._given) or self._builder is not None
 
     async def compile(self) -> None:
         """Have the database know them all; raises `InvalidFlow` for two of one name."""
@@ -50,7 +43,8 @@ class Flows:
             if flow.name in self._by_name:
                 raise InvalidFlow(f"flow {flow.name}: two flows of this name in one process; rename one")
             self._run(await compile_flow(self._db, flow))
-        if self._load_built is not None:
+        if self._builder is not None:
+            await self._db.query("create_built_queue")
             self.queues.append(BUILT_QUEUE)
 
     def find(self, flow_slug: str, step_slug: str) -> PlannedStep | None:
@@ -79,13 +73,13 @@ class Flows:
     async def learn(self, flow_slugs: Iterable[str]) -> None:
         """Read the definitions of built flows that are met for the first time."""
         for flow_slug in flow_slugs:
-            if flow_slug in self._plans or self._load_built is None:
+            if flow_slug in self._plans or self._builder is None:
                 continue
             for row in await self._db.query("flow_definition", {"flow": flow_slug}):
                 if row.queue_name != BUILT_QUEUE:
                     continue
                 try:
-                    flow = self._load_built(row.definition)
+                    flow = self._builder.load(row.definition)
                 except InvalidFlow as error:
                     log.error("flow %s: its definition cannot be read here: %s", flow_slug, error)
                 else:

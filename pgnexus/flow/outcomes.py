@@ -15,7 +15,7 @@ from pgnexus.db.connection import Connection
 from pgnexus.db.database import Database
 from pgnexus.db.notifier import Notifier
 from pgnexus.errors import DatabaseUnavailable
-from pgnexus.flow.batches import MAX_BATCH, Outbox
+from pgnexus.flow.batches import Outbox
 from pgnexus.flow.claims import Completed, Deferred, Failed, Held, Holdings, Released, describe
 from pgnexus.flow.deferral import Kinds, Waiting
 from pgnexus.flow.later import Later
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 RUNS_CHANNEL = "pgflow_runs"
 TASKS_CHANNEL = "pgflow_tasks"
+_MOST_FOLLOWERS = 1000  # that a call brings along
 
 
 class Refused(Exception):
@@ -138,7 +139,7 @@ class Outcomes:
     async def _complete(self, tasks: list[Completed]) -> None:
         held = [task.held for task in tasks]
         notify = self._notifier.claim(RUNS_CHANNEL)
-        with self._holdings.reserve(MAX_BATCH, ending=len(tasks)) as claim:
+        with self._holdings.reserve(_MOST_FOLLOWERS, ending=len(tasks)) as claim:
             try:
                 rows = await self._store.complete(tasks, claim=claim, handlers=self._handlers, notify=notify)
             except (DatabaseUnavailable, psycopg.Error):

@@ -11,6 +11,7 @@ from pgnexus.db.connection import is_data_fault
 from pgnexus.db.database import Database
 from pgnexus.errors import InvalidFlow
 from pgnexus.flow.blueprint import Blueprint
+from pgnexus.flow.builder import BuiltFlow
 from pgnexus.flow.step import Step
 
 
@@ -38,14 +39,14 @@ class Plan:
 async def compile_flow(db: Database, flow: Blueprint) -> Plan:
     """Have the database know the flow; a changed shape becomes a version beside the old one.
 
-    One whose steps name their handlers was built at run time, and is known by what it is.
+    One that was built at run time is known by what it is.
     """
     params = {
         "name": flow.name,
         "shape": to_json(flow.shape()).decode(),
         "definition": to_json(flow.definition()).decode(),
     }
-    built = any(step.handler_name is not None for step in flow.steps.values())
+    built = isinstance(flow, BuiltFlow)
     try:
         [row] = await db.query("register_built_flow" if built else "compile_flow", params)
     except psycopg.Error as error:

@@ -12,6 +12,7 @@ from pgnexus.flow.executor import Executor
 from pgnexus.flow.flows import Flows
 from pgnexus.flow.recovery import Recovery
 from pgnexus.flow.registry import Registry
+from pgnexus.flow.schedule_firer import ScheduleFirer
 from pgnexus.flow.worker import Worker
 from pgnexus.settings import Settings
 
@@ -19,7 +20,7 @@ _WORKER = "pgflow"  # what its row in pgflow.workers says it works on
 
 
 class FlowService:
-    """An Executor, and a Worker with Registry and Recovery when there are flows to run.
+    """An Executor; with flows to run also a Worker, its Registry, Recovery, and what fires schedules.
 
     ``on_recovered`` hears when work of others, of flows or not, may be claimed again.
     """
@@ -48,6 +49,7 @@ class FlowService:
                 lease=settings.worker_lease,
                 connect_timeout=settings.connect_timeout,
             )
+            self._firer = ScheduleFirer(db, listener, poll_interval=settings.poll_interval)
             self._recovery = Recovery(db, on_recovered, interval=settings.heartbeat_interval)
             self.worker = Worker(
                 db,
@@ -65,6 +67,7 @@ class FlowService:
         if self.worker is not None:
             await self.registry.start(self._db)
             self._recovery.start()
+            self._firer.start()
             self.worker.start()
         self.executor.begin()
 
@@ -76,6 +79,7 @@ class FlowService:
     async def stop(self) -> None:
         """Drain: finish what runs within drain_timeout or give it back, then leave."""
         if self.worker is not None:
+            await self._firer.stop()
             await self.worker.stop(self._settings.drain_timeout)
             await self._recovery.stop()
             await self.registry.stop(self._db)
