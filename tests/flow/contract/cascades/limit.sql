@@ -1,0 +1,21 @@
+-- More than 50 waves of empty maps are refused.
+create function pg_temp.chain(flow text, length int) returns void language plpgsql as $$
+begin
+  perform pgflow.create_flow(flow);
+  perform pgflow.add_step(flow, 'm1', step_type => 'map');
+  for n in 2..length loop
+    perform pgflow.add_step(flow, 'm' || n, array['m' || n - 1], step_type => 'map');
+  end loop;
+end
+$$;
+select pg_temp.chain('fits', 49);
+select check_.rows($$select status, remaining_steps, output from pgflow.start_flow('fits', '[]')$$,
+  $$values ('completed', 0, '{"m49": []}'::jsonb)$$, '49 in a chain');
+select pg_temp.chain('too_long', 51);
+select check_.throws($$select * from pgflow.start_flow('too_long', '[]')$$, 'P0001',
+  'Cascade loop exceeded safety limit of 50 iterations', '51 in a chain');
+select check_.is(status, 'started', 'with something to do it runs') from pgflow.start_flow('too_long', '[1]');
+-- the limit is of waves, not of steps
+select pgflow.create_flow('wide');
+select count(pgflow.add_step('wide', 'm' || n, step_type => 'map')) from generate_series(1, 80) n;
+select check_.is(status, 'completed', '80 beside each other are one wave') from pgflow.start_flow('wide', '[]');
