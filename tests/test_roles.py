@@ -111,7 +111,6 @@ REFUSED = {
         "select pgmq.pop('ai_requests')",
         "delete from pgmq.q_ai_requests_interactive",
         "select * from pgmq.a_ai_requests",
-        "select * from pgmq.q_llm_request_workflow",
         "select pgmq.drop_queue('ai_results')",
         "insert into pgnexus.schema_migrations values (99, 'x', 'x', now(), 'x')",
         "create table pgnexus.mine (n int)",

@@ -85,8 +85,9 @@ async def test_a_migration_without_grants_gets_them_where_the_roles_are(
     database_url: str, tmp_path: Path
 ) -> None:
     shutil.copytree(schema.SQL_DIR, tmp_path / "sql")
-    add_migration(tmp_path / "sql", "create table pgnexus.granted_later (n int)", "0002_granted_later")
-    assert await schema.migrate(database_url, sql_dir=tmp_path / "sql") == ["0002_granted_later"]
+    name = f"{len(migrations.migrations()) + 1:04d}_granted_later"
+    add_migration(tmp_path / "sql", "create table pgnexus.granted_later (n int)", name)
+    assert await schema.migrate(database_url, sql_dir=tmp_path / "sql") == [name]
     found = rows(
         database_url, "SELECT has_table_privilege('pgnexus_caller', 'pgnexus.granted_later', 'SELECT')"
     )

@@ -29,11 +29,13 @@ grant usage on schema nexus, pgflow, pgmq, nexus_api to pgnexus_nexus;
 grant select, insert, update, delete on all tables in schema nexus to pgnexus_nexus;
 grant execute on all functions in schema nexus to pgnexus_nexus;
 grant select, insert, update, delete on pgmq.q_ai_requests_interactive, pgmq.a_ai_requests_interactive,
-  pgmq.q_ai_requests, pgmq.a_ai_requests, pgmq.q_ai_requests_batch, pgmq.a_ai_requests_batch,
-  pgmq.q_llm_request_workflow, pgmq.a_llm_request_workflow to pgnexus_nexus;
+  pgmq.q_ai_requests, pgmq.a_ai_requests, pgmq.q_ai_requests_batch, pgmq.a_ai_requests_batch to pgnexus_nexus;
 grant insert, select (msg_id) on pgmq.q_ai_results to pgnexus_nexus;
 
--- what both use: the engine, the queues' catalogue, what crosses
+-- what both use: the engine and its flows' queues, the queues' catalogue, what crosses
+select pgflow.create_queue(q.name)
+from (select distinct pgflow.queue_of(f.flow_slug) as name from pgflow.flows f) q
+where exists (select from pgmq.meta m where m.queue_name = q.name);
 grant select, insert, update, delete on all tables in schema pgflow to pgnexus_caller, pgnexus_nexus;
 grant execute on all functions in schema pgflow, pgmq, nexus_api to pgnexus_caller, pgnexus_nexus;
 grant select on pgmq.meta to pgnexus_caller, pgnexus_nexus;

@@ -27,7 +27,8 @@ $$;
 create function nexus_api.takes_results(queue_name text) returns boolean
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select queue_name not like 'ai\_requests%'
-     and not exists (select from pgflow.flows f where pgflow.queue_name(f.flow_slug) = takes_results.queue_name)
+     and not exists (select from pgflow.flows f
+                     where coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) = takes_results.queue_name)
      and exists (select from pgmq.meta m where m.queue_name = takes_results.queue_name)
 $$;
 
