@@ -19,10 +19,11 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel, PydanticUserError, RootModel, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
+from pydantic.errors import PydanticUndefinedAnnotation
 from pydantic_core import to_json, to_jsonable_python
 
 from pgnexus.errors import InvalidOutput, InvalidRequest
+from pgnexus.flow.later import Later
 from pgnexus.storable import MAX_DEPTH, check
 
 _SCALARS = (date, datetime, time, timedelta, UUID, Decimal, Enum, PurePath)
@@ -50,7 +51,9 @@ class Codec:
         if not anything:
             try:
                 self._adapter = TypeAdapter(self.annotation)
-            except (PydanticSchemaGenerationError, PydanticUserError) as error:
+                if not self._adapter.pydantic_complete:
+                    self._adapter.rebuild(raise_errors=True)
+            except (PydanticUserError, PydanticUndefinedAnnotation) as error:
                 reason = str(error).splitlines()[0].rstrip(".")
                 raise Misfit(f"{name_of(annotation)} cannot be made from JSON ({reason})") from None
 
@@ -164,7 +167,8 @@ def dump(value: Any, where: str, max_bytes: int | None = None) -> str:
 def _default(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", warnings=False)
-    if isinstance(value, _SCALARS) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+    is_data = dataclasses.is_dataclass(value) and not isinstance(value, (type, Later))
+    if is_data or isinstance(value, _SCALARS):
         return to_jsonable_python(value, by_alias=False, inf_nan_mode="constants")
     raise TypeError(f"a {type(value).__name__} is not JSON")
 
@@ -189,5 +193,7 @@ def _plain(value: Any, depth: int) -> Any:
         return [_plain(item, depth + 1) for item in value]
     try:
         return _default(value)
-    except (TypeError, ValueError):
-        return value
+    except (TypeError, ValueError):  # it has something below it that is not JSON
+        inner = dict(value) if isinstance(value, BaseModel) else getattr(value, "__dict__", None)
+        known = isinstance(value, BaseModel) or dataclasses.is_dataclass(value)
+        return _plain(inner, depth) if known and isinstance(inner, dict) else value
