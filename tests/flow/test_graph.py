@@ -112,9 +112,9 @@ def test_a_step_is_still_the_function_that_it_was() -> None:
     assert (double.__name__, double.__doc__, double.doc) == ("double", "Twice as much.", "Twice as much.")
 
 
-def test_parameters_that_are_named_otherwise_do_not_matter_for_a_dependency_in_order_only() -> None:
+def test_a_step_may_wait_for_another_without_its_output() -> None:
     flow = Flow("f")
-    first = flow.step(lambda: 1) if False else flow.step(slug="first")(lambda: 1)
+    first = flow.step(slug="first")(lambda: 1)
 
     @flow.step(depends_on=first)
     def second(ctx: Context | None) -> int:
@@ -168,10 +168,6 @@ def test_types_of_the_function_around_are_found() -> None:
 
 
 # What is refused
-
-
-def refused_slug(slug: str) -> None:
-    Flow(slug)
 
 
 @pytest.mark.parametrize(
