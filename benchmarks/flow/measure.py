@@ -18,6 +18,7 @@ from benchmarks.flow.driver import define
 from benchmarks.flow.queries import load
 from benchmarks.flow.server_cpu import ServerCpu, process_seconds
 from benchmarks.flow.shapes import SHAPES
+from benchmarks.flow.ways import WAYS
 from benchmarks.measurements import Figures
 
 _TIMEOUT = 600.0
@@ -31,7 +32,8 @@ async def measure(database: MeasuredDatabase, case: Case, way: str, batch: int) 
     """The clock runs from the first start to the commit of the last run's end, as another connection sees it."""
     warm_up = case.warm_up()
     async with database.fresh() as url:
-        define(url, case.shape)
+        if not WAYS[way].defines:
+            define(url, case.shape)
         connecting = psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=namedtuple_row)
         async with await connecting as connection:
             async with AsyncExitStack() as stack:

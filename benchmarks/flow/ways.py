@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
 from typing import Protocol as Shape
 
 from benchmarks.flow.batches import Batches
 from benchmarks.flow.cases import Portion
+from benchmarks.flow.executors import Executors
 from benchmarks.flow.protocol import Protocol
 
 
@@ -23,10 +25,16 @@ class Worker(Shape):
         ...
 
 
-Way = Callable[[str, str, int], Worker]  # of the URL, the shape, the size of a batch
+class Way(NamedTuple):
+    """How its worker is made, of the URL, the shape and the size of a batch; whether that worker defines the flow."""
 
-WAYS: dict[str, Way] = {
-    "protocol": lambda url, shape, _: Protocol(url, shape, 10),
-    "protocol-1": lambda url, shape, _: Protocol(url, shape, 1),
-    "sql": Batches,
+    worker: Callable[[str, str, int], Worker]
+    defines: bool = False
+
+
+WAYS = {
+    "protocol": Way(lambda url, shape, _: Protocol(url, shape, 10)),
+    "protocol-1": Way(lambda url, shape, _: Protocol(url, shape, 1)),
+    "sql": Way(Batches),
+    "python": Way(lambda url, shape, _: Executors(url, shape), defines=True),
 }

@@ -12,7 +12,7 @@ from benchmarks.flow.ways import WAYS
 
 
 async def work(way: str, url: str, shape: str, batch: int) -> None:
-    worker = WAYS[way](url, shape, batch)
+    worker = WAYS[way].worker(url, shape, batch)
     told = await standard_input()
     async with worker.working():
         greet("ready")
