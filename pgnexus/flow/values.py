@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import types
 from collections.abc import Collection, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
@@ -27,7 +26,9 @@ from pgnexus.flow.later import Later
 from pgnexus.storable import MAX_DEPTH, check
 
 _SCALARS = (date, datetime, time, timedelta, UUID, Decimal, Enum, PurePath)
-_LONG_INTEGER = re.compile(r"\d{300}")
+_LONG_INTEGER = b"0" * 300
+_DIGITS = bytes(48 if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class Misfit(ValueError):
@@ -150,18 +151,32 @@ def dump(value: Any, where: str, max_bytes: int | None = None) -> str:
     """
     try:
         text = json.dumps(value, default=_default, allow_nan=False, ensure_ascii=False)
-        size = len(text.encode())
+        data = text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         _find(value, where)
         raise InvalidOutput(f"{where}: {error}") from None
-    if "\\u0000" in text or text.count("[") + text.count("{") > MAX_DEPTH or _LONG_INTEGER.search(text):
+    if _is_suspect(data):
         _find(json.loads(text), where)
-    if max_bytes is not None and size > max_bytes:
+    if max_bytes is not None and len(data) > max_bytes:
         raise InvalidOutput(
-            f"{where}: {size:,} bytes are more than max_message_bytes ({max_bytes:,}); "
+            f"{where}: {len(data):,} bytes are more than max_message_bytes ({max_bytes:,}); "
             "keep the data elsewhere and return its name, or raise that setting"
         )
     return text
+
+
+def _is_suspect(data: bytes) -> bool:
+    """Whether JSON might hold what cannot be stored: never a miss, and cheap, since every output comes by here."""
+    if b"\\u0000" in data or (len(data) > 300 and _LONG_INTEGER in data.translate(_DIGITS)):
+        return True
+    brackets = data.translate(None, _NO_BRACKETS)
+    if len(brackets) <= 2 * MAX_DEPTH:
+        return False
+    for _ in range(MAX_DEPTH // 2):  # each round takes two levels away at most
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if not brackets:
+            return False
+    return True
 
 
 def _default(value: Any) -> Any:

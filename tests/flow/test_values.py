@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from pgnexus.errors import InvalidOutput
+from pgnexus.errors import InvalidOutput, InvalidRequest
 from pgnexus.flow.values import Codec, Misfit, dump
+from pgnexus.storable import check
 
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 scalars = (
@@ -170,6 +171,26 @@ def test_what_is_not_json_is_refused_with_its_place(value: Any, words: str) -> N
 )
 def test_what_only_looks_wrong_is_let_through(value: Any) -> None:
     json.loads(dump(value, "output"))
+
+
+@given(
+    st.integers(90, 110), st.lists(st.sampled_from(["list", "dict"]), min_size=2, max_size=2), st.booleans()
+)
+def test_depth_is_refused_exactly_where_the_store_refuses_it(
+    depth: int, kinds: list[str], wide: bool
+) -> None:
+    value: Any = "]}"
+    for level in range(depth):
+        value = [value] if kinds[level % 2] == "list" else {"k": value}
+    value = [value, *[[i] for i in range(300)]] if wide else value
+    try:
+        check(value, "output")
+    except InvalidRequest as error:
+        with pytest.raises(InvalidOutput, match="nested deeper than 100") as raised:
+            dump(value, "output")
+        assert str(raised.value) == str(error)
+    else:
+        assert json.loads(dump(value, "output")) == value
 
 
 def test_an_output_over_the_limit_says_how_large_it_is_and_what_to_do() -> None:
