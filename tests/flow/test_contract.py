@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import psycopg
 import pytest
 
-if TYPE_CHECKING:
-    from tests.conftest import Server
+from tests.conftest import Server
 
 CONTRACT = Path(__file__).parent / "contract"
 TEMPLATE = "template_pgnexus"
@@ -90,3 +92,142 @@ def test_an_assertion_can_fail(contract_url: str) -> None:
 def test_every_area_has_files_and_every_file_has_assertions() -> None:
     assert {path.parent.name for path in FILES} == AREAS
     assert [name(path) for path in FILES if assertions(path) == 0] == []
+
+
+Rows = list[tuple[Any, ...]]
+
+
+class Two:
+    """Two sessions on one database, the first of which leaves its transaction open until it is told."""
+
+    def __init__(self, stack: ExitStack, url: str) -> None:
+        self.first = stack.enter_context(psycopg.connect(url))
+        self._second = stack.enter_context(psycopg.connect(url, autocommit=True))
+        self._watcher = stack.enter_context(psycopg.connect(url, autocommit=True))
+        self._thread = stack.enter_context(ThreadPoolExecutor(1))
+
+    def does(self, statement: str, *params: Any) -> Rows:
+        """What the first session does, without committing it."""
+        return self.first.execute(statement, params).fetchall()
+
+    def meanwhile(self, statement: str, *params: Any) -> Callable[[], Rows]:
+        """What the second does beside it, until it is done or waits for the first, which then commits."""
+        running = self._thread.submit(lambda: self._second.execute(statement, params).fetchall())
+        while not running.done() and not self._waits():
+            time.sleep(0.01)
+        self.first.commit()
+        return lambda: running.result(30)
+
+    def sees(self, statement: str, *params: Any) -> Rows:
+        return self._watcher.execute(statement, params).fetchall()
+
+    def _waits(self) -> bool:
+        waits = "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
+        return bool(self.sees(waits, self._second.info.backend_pid))
+
+
+@pytest.fixture
+def two(database_url: str) -> Iterator[Two]:
+    with ExitStack() as stack:
+        both = Two(stack, database_url)
+        both.first.execute((CONTRACT / "assertions.sql").read_text(encoding="utf-8"))
+        both.first.execute("select check_.worker(1), check_.worker(2)")
+        both.first.commit()
+        yield both
+
+
+CLAIM = "select task_index from pgflow.start_tasks(%s, array[(check_.task(%s, %s)).message_id], check_.worker(%s))"
+COMPLETE = "select status from pgflow.complete_task(check_.id(), %s, %s, to_jsonb(1))"
+FAIL = "select status from pgflow.fail_task(check_.id(), %s, 0, 'boom')"
+OPEN = """select step_slug, task_index, status from pgflow.step_tasks where status in ('queued', 'started')
+          union all select step_slug, 0, status from pgflow.step_states where status = 'started'"""
+
+
+def begin(two: Two, flow: str, slug: str, given: str = "{}") -> None:
+    two.does(f"select check_.{flow}(%s)", slug)
+    two.does("select check_.start(%s, %s::jsonb)", slug, given)
+    two.first.commit()
+
+
+def test_one_message_is_claimed_by_one_of_two(two: Two) -> None:
+    begin(two, "root_map", "mapped", "[1]")
+    assert two.does(CLAIM, "mapped", "each", 0, 1) == [(0,)]
+    assert two.meanwhile(CLAIM, "mapped", "each", 0, 2)() == []
+    assert two.sees("select attempts_count, last_worker_id = check_.worker(1) from pgflow.step_tasks") == [
+        (1, True)
+    ]
+
+
+def test_two_ends_of_one_map_finish_it_once(two: Two) -> None:
+    begin(two, "root_map", "mapped", "[1, 2]")
+    two.does("select check_.claim('mapped')")
+    two.first.commit()
+    two.does(COMPLETE, "each", 0)
+    assert two.meanwhile(COMPLETE, "each", 1)() == [("completed",)]
+    assert two.sees(
+        "select check_.statuses(), (check_.state('each')).output::text, (check_.run()).remaining_steps"
+    ) == [("each:completed total:started", "[1, 1]", 1)]
+
+
+def test_two_sides_of_a_diamond_start_its_bottom_once(two: Two) -> None:
+    begin(two, "diamond", "diamond")
+    two.does("select check_.complete('top', '1')")
+    two.does("select check_.claim('diamond')")
+    two.first.commit()
+    two.does(COMPLETE, "left", 0)
+    assert two.meanwhile(COMPLETE, "right", 0)() == [("completed",)]
+    assert two.sees("select check_.statuses(), (check_.run()).remaining_steps, check_.queued('diamond')") == [
+        ("top:completed left:completed right:completed bottom:started", 1, 1)
+    ]
+
+
+def beside(two: Two) -> None:
+    """A run of two steps beside each other, either of which fails it; the first is claimed."""
+    two.does("select pgflow.create_flow('f', max_attempts => 1)")
+    two.does("select pgflow.add_step('f', slug) from unnest(array['a', 'b']) slug")
+    two.does("select check_.start('f')")
+    two.does(CLAIM, "f", "a", 0, 1)
+    two.first.commit()
+
+
+def test_a_claim_under_way_while_the_run_fails_leaves_nothing_behind(two: Two) -> None:
+    beside(two)
+    two.does(CLAIM, "f", "b", 0, 2)
+    assert two.meanwhile(FAIL, "a")() == [("failed",)]
+    two.does(COMPLETE, "b", 0)
+    two.first.commit()
+    assert two.sees("select (check_.run()).status") == [("failed",)]
+    assert two.sees(OPEN) == []
+    assert two.sees("select * from check_.messages('f')") == []
+
+
+def test_a_completion_and_a_failure_at_once_end_in_a_failed_run(two: Two) -> None:
+    beside(two)
+    two.does(CLAIM, "f", "b", 0, 2)
+    two.first.commit()
+    two.does(COMPLETE, "b", 0)
+    assert two.meanwhile(FAIL, "a")() == [("failed",)]
+    assert two.sees("select check_.statuses(), (check_.run()).status, (check_.run()).remaining_steps") == [
+        ("a:failed b:completed", "failed", 1)
+    ]
+
+
+def test_a_completion_after_the_failure_that_it_did_not_see_changes_nothing(two: Two) -> None:
+    beside(two)
+    two.does(CLAIM, "f", "b", 0, 2)
+    two.first.commit()
+    two.does(FAIL, "a")
+    assert two.meanwhile(COMPLETE, "b", 0)() == [("failed",)]
+    assert two.sees("select check_.statuses(), (check_.task('b')).output") == [("a:failed b:failed", None)]
+    assert two.sees(OPEN) == []
+
+
+def test_a_retry_under_way_while_the_run_fails_leaves_nothing_behind(two: Two) -> None:
+    beside(two)
+    two.does("update pgflow.steps set opt_max_attempts = 5 where step_slug = 'b' returning 1")
+    two.does(CLAIM, "f", "b", 0, 2)
+    two.first.commit()
+    two.does(FAIL, "b")
+    assert two.meanwhile(FAIL, "a")() == [("failed",)]
+    assert two.sees(OPEN) == []
+    assert two.sees("select * from check_.messages('f')") == []

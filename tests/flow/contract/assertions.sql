@@ -235,7 +235,7 @@ $$;
 create function check_.age(step text, age interval, task_index int default 0, n int default 1) returns void
 language plpgsql volatile as $$
 begin
-  update pgflow.step_tasks t set queued_at = now() - age, started_at = now() - age
+  update pgflow.step_tasks t set queued_at = clock_timestamp() - age, started_at = clock_timestamp() - age
   where t.run_id = check_.id(n) and t.step_slug = step and t.task_index = age.task_index;
 end
 $$;

@@ -19,3 +19,19 @@ select check_.is(status, 'started', 'with something to do it runs') from pgflow.
 select pgflow.create_flow('wide');
 select count(pgflow.add_step('wide', 'm' || n, step_type => 'map')) from generate_series(1, 80) n;
 select check_.is(status, 'completed', '80 beside each other are one wave') from pgflow.start_flow('wide', '[]');
+-- the function by itself
+create function pg_temp.ready(flow text, n int) returns void language plpgsql as $$
+begin
+  perform pgflow.create_flow(flow);
+  perform pgflow.add_step(flow, 'm0');
+  for i in 1..n loop
+    perform pgflow.add_step(flow, 'm' || i, array['m' || i - 1], step_type => 'map');
+  end loop;
+  perform check_.start(flow, '{}', n);
+  update pgflow.step_states set remaining_deps = 0, initial_tasks = 0 where run_id = check_.id(n) and step_slug = 'm1';
+end
+$$;
+select pg_temp.ready('fifty', 50), pg_temp.ready('fifty_one', 51);
+select check_.is(pgflow.cascade_complete_taskless_steps(check_.id(50)), 50, '50 waves');
+select check_.throws($$select pgflow.cascade_complete_taskless_steps(check_.id(51))$$, 'P0001',
+  'Cascade loop exceeded safety limit of 50 iterations', '51 waves');

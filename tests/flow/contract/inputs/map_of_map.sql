@@ -15,3 +15,9 @@ select check_.complete('again', '"a"', 0);
 select check_.complete('total', '3');
 select check_.rows($$select step_slug, input from check_.claim('mapped')$$,
   $$values ('join', '{"again": ["a", "b", "c"], "total": 3}'::jsonb)$$, 'the join');
+-- a task that gave nothing, SQL NULL, is null to the task of its index
+select check_.start('mapped', '[1, 2]', 2);
+select check_.complete('each', null, 0, 2);
+select check_.complete('each', '0', 1, 2);
+select check_.rows($$select task_index, input from check_.claim('mapped') where step_slug = 'again' order by 1$$,
+  $$values (0, 'null'::jsonb), (1, '0')$$, 'SQL NULL');

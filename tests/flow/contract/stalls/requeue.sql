@@ -4,7 +4,7 @@ select pgflow.add_step('f', 'm', step_type => 'map');
 select check_.start('f', '[1, 2, 3]');
 select * from check_.claim('f');
 select check_.is(pgflow.requeue_stalled_tasks(), 0, 'nobody is late');
-select check_.age('m', '89 s', 0);
+select check_.age('m', '87 s', 0);
 select check_.age('m', '91 s', 1);
 select check_.is(pgflow.requeue_stalled_tasks(), 1, 'one is');
 select check_.rows(
