@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
-from tests.flow.model.world import Connection, Flow, Task, fetch
+from tests.flow.model.world import BACKDATE, Connection, Flow, Task, fetch
 
 WIDTH = 6
 
@@ -32,6 +32,7 @@ class Client:
         self._worker_id = uuid4()
         self._held: dict[Task, int] = {}
         self._tokens: list[UUID] = []
+        self._wrong = 0.1  # outputs that are no array, though a map is to be made of one
 
     async def act(self, rounds: int) -> None:
         actions = {
@@ -39,7 +40,7 @@ class Client:
             self.complete_deferred: 2, self.fail_deferred: 1, self.expire: 1, self.cancel: 1, self.retry: 3,
             self.be_recovered: 1, self.stall: 1, self.send_due: 2, self.end_as_pgflow: 3,
             self.claim_as_pgflow: 3, self.condition: 1,
-            self.skip: 1, self.start: 1,
+            self.skip: 1, self.start: 1, self.progress: 3,
         }  # fmt: skip
         await self.register()
         await self.start()
@@ -74,7 +75,8 @@ class Client:
 
     async def complete(self) -> int:
         columns = self._give()
-        outputs = [Jsonb(output_of(task)) for task in zip(*columns[:3], strict=True)]
+        wrong = self._random.random() < self._wrong
+        outputs = [Jsonb(7 if wrong else output_of(task)) for task in zip(*columns[:3], strict=True)]
         rows = await self.ask(
             """select * from pgflow.complete_tasks(%s, %s::uuid[], %s::text[], %s::int[], %s::int[], %s::jsonb[],
                  p_claim => %s)""",
@@ -178,14 +180,7 @@ class Client:
     async def stall(self) -> int:
         """Stop, with tasks that began long ago."""
         held = len(self._held)
-        await self.ask(
-            """update pgflow.step_tasks t
-               set started_at = now() - interval '1 day', queued_at = now() - interval '1 day'
-               where (run_id, step_slug, task_index) in (
-                 select run_id, step_slug, task_index from pgflow.step_tasks
-                 where last_worker_id = %s and status = 'started' for update skip locked)""",
-            self._worker_id,
-        )
+        await self.ask(BACKDATE, self._worker_id)
         await self.ask("select pgflow.mark_worker_stopped(%s)", self._worker_id)
         await self.ask("select pgflow.requeue_stalled_tasks()")
         self._held, self._worker_id = {}, uuid4()
@@ -220,6 +215,18 @@ class Client:
         self._held |= {(row.run_id, row.step_slug, row.task_index): row.attempts_count for row in rows}
         return len(rows)
 
+    async def progress(self) -> int:
+        told = 0
+        for task, attempt in list(self._held.items())[:3]:
+            [row] = await self.ask(
+                "select pgflow.report_progress(%s, %s, %s, %s, %s, '1') as ours",
+                self._worker_id,
+                *task,
+                attempt,
+            )
+            told += int(row.ours)
+        return told
+
     async def skip(self) -> int:
         slug = self._random.choice(["wide", "wider", "left", "beside"])
         await self.ask(
@@ -248,6 +255,7 @@ class Client:
 
     async def finish(self) -> None:
         """Complete all that is left, alone: deferred tasks and those of whoever went away, too."""
+        self._wrong = 0.0
         for _ in range(200):
             await self.ask(
                 "select pgflow.mark_worker_stopped(worker_id) from pgflow.workers where worker_id <> %s",
@@ -262,6 +270,7 @@ class Client:
             while await self.claim(100) or self._held:
                 while self._held:
                     await self.complete()
+            await self.ask("select pgflow.maybe_complete_run(run_id) from unnest(%s) as run_id", self._runs)
             if not await self.ask(
                 "select from pgflow.runs where status = 'started' and run_id = any (%s)", self._runs
             ):

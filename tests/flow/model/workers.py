@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from tests.flow.model.graph import Graph, Step, plain
 from tests.flow.model.oracle import error_of
-from tests.flow.model.world import Connection, Task, World, fetch, jsonb
+from tests.flow.model.world import BACKDATE, Connection, Task, World, fetch, jsonb
 
 IDLE_ROUNDS = 300
 ROUNDS = 5000
@@ -157,11 +157,7 @@ class Worker:
         if self._random.random() < 0.6:
             await self._ask("select * from pgflow.recover_tasks()")
         else:
-            await self._ask(
-                """update pgflow.step_tasks set started_at = now() - interval '1 day',
-                     queued_at = now() - interval '1 day' where last_worker_id = %s and status = 'started'""",
-                dead.worker_id,
-            )
+            await self._ask(BACKDATE, dead.worker_id)
             await self._ask("select pgflow.requeue_stalled_tasks()")
         await self._recover_fully(dead)
         late = [task for task, attempt in dead.held.items() if attempt is not None]

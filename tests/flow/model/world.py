@@ -14,6 +14,16 @@ from psycopg.types.json import Jsonb
 from tests.flow.model.graph import ABSENT, Graph, Scenario, Step, TaskPlan, text
 from tests.flow.model.oracle import Outcome, predict
 
+# A worker's tasks began long ago. Who ends a run passes by tasks whose rows are held: so it must not end meanwhile.
+BACKDATE = """
+    update pgflow.step_tasks t set started_at = now() - interval '1 day', queued_at = now() - interval '1 day'
+    from (
+      select t.run_id, t.step_slug, t.task_index from pgflow.runs r join pgflow.step_tasks t using (run_id)
+      where t.last_worker_id = %s and t.status = 'started'
+      order by t.run_id for share of r for update of t skip locked
+    ) h
+    where t.run_id = h.run_id and t.step_slug = h.step_slug and t.task_index = h.task_index"""
+
 Connection = AsyncConnection[Any]
 Task = tuple[UUID, str, int]
 
