@@ -183,12 +183,12 @@ def test_depth_is_refused_exactly_where_the_store_refuses_it(
     for level in range(depth):
         value = [value] if kinds[level % 2] == "list" else {"k": value}
     value = [value, *[[i] for i in range(300)]] if wide else value
-    try:
-        check(value, "output")
-    except InvalidRequest as error:
-        with pytest.raises(InvalidOutput, match="nested deeper than 100") as raised:
+    if depth + wide > 100:
+        with pytest.raises(InvalidRequest) as refused:
+            check(value, "output")
+        with pytest.raises(InvalidOutput) as raised:
             dump(value, "output")
-        assert str(raised.value) == str(error)
+        assert str(raised.value) == str(refused.value)
     else:
         assert json.loads(dump(value, "output")) == value
 
