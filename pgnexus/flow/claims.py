@@ -23,8 +23,7 @@ class Stop(Enum):
     """Why a handler is cancelled."""
 
     TIMED_OUT = 1
-    RELEASED = 2  # this worker leaves
-    LOST = 3  # others have been given it
+    GIVEN_BACK = 2  # this worker leaves, or was given up: then others may have it already
 
 
 class Held:

@@ -68,10 +68,8 @@ class Handling:
     def _stopped(self, held: Held) -> None:
         if held.stop is Stop.TIMED_OUT:
             self._outcomes.fail(held, f"timed out after {held.timeout:g} s")
-        elif held.stop is Stop.RELEASED:
-            self._outcomes.release(held)
         else:
-            self._outcomes.forget(held)
+            self._outcomes.release(held)
 
     def _failed(self, held: Held, error: Exception) -> None:
         if isinstance(error, RetryLater):

@@ -87,10 +87,6 @@ class Outcomes:
         self._deferred.put(_deferred(held, later))
         return None
 
-    def forget(self, held: Held) -> None:
-        """Others have it."""
-        self._ended([held])
-
     def refused(self, held: Held) -> None:
         log.info("%s: attempt %d had been taken from this worker", held, held.attempt)
         self._ended([held])

@@ -86,7 +86,7 @@ class Worker:
         self._gathering: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
         listener.subscribe(TASKS_CHANNEL, lambda _: self._looper.wake())
-        registry.on_lost(lambda: self._stop_all(Stop.LOST))
+        registry.on_lost(self._give_back)
 
     @property
     def in_flight(self) -> int:
@@ -109,7 +109,7 @@ class Worker:
         for held in self._lanes.take_back():
             self._outcomes.release(held)
         if not await self._outcomes.drained(drain_timeout):
-            self.hurry()
+            self._give_back()
             if not await self._outcomes.drained(_LAST_WORDS):
                 log.warning("%d tasks are left to others: they could not be given back", self.in_flight)
                 self._outcomes.abandon()
@@ -120,7 +120,7 @@ class Worker:
 
     def hurry(self) -> None:
         """Give back at once what runs, also while `stop` lets it finish."""
-        self._stop_all(Stop.RELEASED)
+        self._give_back()
 
     async def _take(self) -> float | None:
         if not self._registry.is_alive():
@@ -172,14 +172,13 @@ class Worker:
                 held.cancel(Stop.TIMED_OUT)
         self._ticking = asyncio.get_running_loop().call_later(_TICK, self._tick)
 
-    def _stop_all(self, why: Stop) -> None:
-        waiting = self._lanes.take_back()
-        for held in waiting:
-            held.stop = why
-        self._lanes.put(waiting)
+    def _give_back(self) -> None:
+        """Go on with nothing; what others have been given already is not ours to give back, which is no harm."""
+        for held in self._lanes.take_back():
+            self._outcomes.release(held)
         for held in self._holdings.held:
             if held.task is not None:
-                held.cancel(why)
+                held.cancel(Stop.GIVEN_BACK)
 
     def _doubt(self) -> None:
         """A call broke off that may have claimed tasks of which nobody here knows."""
