@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from typing import Any
@@ -24,10 +24,11 @@ from pgnexus.flow.service import FlowService
 from pgnexus.looper import Looper
 from pgnexus.messages import REQUESTS_CHANNEL
 from pgnexus.nexus.service import NexusService
-from pgnexus.providers import build_providers
+from pgnexus.providers import Provider, build_providers
 from pgnexus.settings import Settings
 
 Report = Callable[[str], None]
+ProviderMaker = Callable[[Settings], Mapping[str, Provider]]
 
 
 class App:
@@ -37,7 +38,8 @@ class App:
     `Executor`; with ``executor`` it has one in any case.
 
     With ``nexus`` None it runs a nexus side when no other is alive, at the start or later, so that a script
-    just works. ``report`` is told in a few words what the start is at.
+    just works. ``providers`` makes those that a nexus side here asks, by name. ``report`` is told in a few words
+    what the start is at.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class App:
         flows: Sequence[Blueprint] = (),
         builder: FlowBuilder | None = None,
         executor: bool = False,
+        providers: ProviderMaker = build_providers,
         report: Report = lambda _: None,
     ) -> None:
         self.settings = settings
@@ -57,12 +60,20 @@ class App:
         self._wants_executor = executor or bool(self._wants_flows) or builder is not None
         self._wants_caller = caller
         self._wants_nexus = nexus
+        self._providers = providers
         self._report = report
         self._stack = AsyncExitStack()
         self._service: LLMService | None = None
+        self._db: Database | None = None
         self.nexus: NexusService | None = None
         self.flows: FlowService | None = None
         self.url = ""
+
+    @property
+    def db(self) -> Database:
+        if self._db is None:
+            raise RuntimeError("this App is not started")
+        return self._db
 
     @property
     def service(self) -> LLMService:
@@ -97,6 +108,7 @@ class App:
         self.url = url = await stack.enter_async_context(database_url(settings, self._report))
         db = await Database.open(url, connect_timeout=settings.connect_timeout, pool_size=settings.pool_size)
         stack.push_async_callback(db.close)
+        self._db = db
         await schema.verify(db)
         may_be_nexus = await schema.check_rights(db, caller=self._wants_caller, nexus=bool(self._wants_nexus))
         if self._wants_nexus is None and not may_be_nexus:
@@ -109,7 +121,7 @@ class App:
             self._service = LLMService(db, listener, notifier, settings)
         if needs_nexus:
             self._report("starting a nexus")
-            self.nexus = NexusService(db, listener, notifier, settings, build_providers(settings))
+            self.nexus = NexusService(db, listener, notifier, settings, self._providers(settings))
         if self._wants_executor:
             self.flows = FlowService(
                 db,
@@ -147,7 +159,7 @@ class App:
             if self.nexus is None and await self._needs_nexus(db):
                 # Its own listener, for one that runs takes no more channels.
                 listener = self._listener()
-                nexus = NexusService(db, listener, notifier, self.settings, build_providers(self.settings))
+                nexus = NexusService(db, listener, notifier, self.settings, self._providers(self.settings))
                 await listener.start()
                 late.push_async_callback(listener.stop)
                 late.push_async_callback(nexus.stop)
@@ -191,14 +203,19 @@ async def database_url(
 
 @asynccontextmanager
 async def open(
-    settings: Settings | None = None, *, nexus: bool | None = None, **overrides: Any
+    settings: Settings | None = None,
+    *,
+    nexus: bool | None = None,
+    providers: ProviderMaker = build_providers,
+    **overrides: Any,
 ) -> AsyncIterator[LLMService]:
     """A running `LLMService` on the database of the settings, or on the embedded one.
 
     ``nexus`` True runs the nexus side in this process, too, False leaves it to others, None does what is
-    needed. Keyword arguments are settings, over all other sources.
+    needed. ``providers`` are asked by that nexus side, those of the settings unless others are given (see
+    `pgnexus.testing.FakeLLM`). Keyword arguments are settings, over all other sources.
     """
-    app = App(settings or Settings.load(**overrides), nexus=nexus)
+    app = App(settings or Settings.load(**overrides), nexus=nexus, providers=providers)
     await app.start()
     try:
         yield app.service
@@ -212,6 +229,7 @@ async def executor(
     builder: FlowBuilder | None = None,
     settings: Settings | None = None,
     nexus: bool | None = None,
+    providers: ProviderMaker = build_providers,
     **overrides: Any,
 ) -> AsyncIterator[Executor]:
     """A running `Executor`, and a worker in this process for these flows, if there are any.
@@ -223,7 +241,12 @@ async def executor(
             report = await executor.execute(review, {"repo": "…"})
     """
     app = App(
-        settings or Settings.load(**overrides), nexus=nexus, flows=flows, builder=builder, executor=True
+        settings or Settings.load(**overrides),
+        nexus=nexus,
+        flows=flows,
+        builder=builder,
+        executor=True,
+        providers=providers,
     )
     await app.start()
     try:
@@ -247,7 +270,11 @@ def load_flow(path: str) -> Blueprint:
 
 
 def open_sync(
-    settings: Settings | None = None, *, nexus: bool | None = None, **overrides: Any
+    settings: Settings | None = None,
+    *,
+    nexus: bool | None = None,
+    providers: ProviderMaker = build_providers,
+    **overrides: Any,
 ) -> SyncLLMService:
     """`open` for code that is not asynchronous: `with pgnexus.open_sync() as llm`."""
-    return SyncLLMService(lambda: open(settings, nexus=nexus, **overrides))
+    return SyncLLMService(lambda: open(settings, nexus=nexus, providers=providers, **overrides))

@@ -52,6 +52,11 @@ class LLMService:
         self._lease = {"lease": settings.worker_lease}
         self.instance_id = uuid4()  # this caller in ``job_results``
 
+    @property
+    def database(self) -> Database:
+        """What it works on."""
+        return self._db
+
     async def start(self) -> None:
         """Begin; raises `InvalidSettings` when the queue of results does not exist."""
         queue = self._settings.reply_to

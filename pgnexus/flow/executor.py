@@ -55,6 +55,11 @@ class Executor:
         self.schedules = Schedules(db)
         self._waiters = RunWaiters(db, listener, poll_interval=settings.poll_interval)
 
+    @property
+    def database(self) -> Database:
+        """What it works on."""
+        return self._db
+
     def begin(self) -> None:
         self._waiters.start()
 

@@ -23,7 +23,7 @@ _MOST_RUNS = 1000  # a round starts, so that no transaction is long
 _TICK = timedelta(microseconds=1)
 
 
-class _Firing(NamedTuple):
+class Firing(NamedTuple):
     """What a schedule has to do now: ``due`` are the times to start a run for, ``then`` is when it is next."""
 
     name: str
@@ -60,7 +60,7 @@ class ScheduleFirer:
         firings = []
         for row in due:
             try:
-                firings.append(_plan(row, _MOST_RUNS // len(due)))
+                firings.append(plan(row, _MOST_RUNS // len(due)))
             except InvalidSchedule as error:  # was not stored by `Schedules`
                 await self._refuse(row, str(error))
         fired = await self._fire(firings) if firings else set()
@@ -69,7 +69,7 @@ class ScheduleFirer:
             return 0
         return max(0.0, min([self._poll_interval, *waits]))
 
-    async def _fire(self, firings: list[_Firing]) -> set[str]:
+    async def _fire(self, firings: list[Firing]) -> set[str]:
         """Start what is due; the names of those schedules that this process has won."""
         params = {
             "names": [firing.name for firing in firings],
@@ -91,12 +91,12 @@ class ScheduleFirer:
                 log.error("schedule %s: makes no sense: %s", row.name, error)
 
 
-def _plan(row: Any, most: int) -> _Firing:
+def plan(row: Any, most: int) -> Firing:
     """What a schedule's catch-up rule makes of the times from its next one until now."""
     cron = Cron(row.cron, row.time_zone)
     first, now = row.next_fire_at, row.now
     if row.catch_up == "once":
-        return _Firing(row.name, row.version, [cron.latest(first, now)], cron.after(now))
+        return Firing(row.name, row.version, [cron.latest(first, now)], cron.after(now))
     times: Iterator[datetime] = chain([first], cron.times(first))
     if row.catch_up == "skip" and first < now - GRACE:
         times = cron.times(now - GRACE - _TICK)
@@ -105,4 +105,4 @@ def _plan(row: Any, most: int) -> _Firing:
         if moment > now or len(due) == most:
             break
         due.append(moment)
-    return _Firing(row.name, row.version, due, moment)
+    return Firing(row.name, row.version, due, moment)
