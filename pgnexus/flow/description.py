@@ -98,7 +98,8 @@ class Description:
     faults: list[str] = field(default_factory=list)
 
     def fault(self, path: str, text: str) -> None:
-        self.faults.append(f"{path}: {text}")
+        said = f"{path}: {text}"
+        self.faults.append(said if len(said) <= 500 else f"{said[:500]}…")
 
     def raise_faults(self) -> None:
         """One `InvalidFlow` with all faults, a line each, that whoever wrote the description can repair it by."""
@@ -111,6 +112,8 @@ class Description:
 def read(given: dict[str, Any] | str | bytes, limits: Limits | None) -> Description:
     """Check the form of a description, step by step; ``limits`` None: of one that was let in before."""
     raw = _parse(given)
+    if limits is not None and len(to_json(raw)) > limits.max_bytes:
+        raise InvalidFlow(f"the flow's description is longer than {limits.max_bytes:,} bytes")
     found = Description("", raw)
     for key in raw.keys() - {"name", "steps"}:
         found.fault(key[:100], "there is no such field; a flow has name and steps")
@@ -123,8 +126,6 @@ def read(given: dict[str, Any] | str | bytes, limits: Limits | None) -> Descript
         found.fault("steps", "must be a list with one step at least")
     elif limits is not None and len(steps) > limits.max_steps:
         found.fault("steps", f"{len(steps)} steps; {limits.max_steps} are allowed at most")
-    elif limits is not None and len(to_json(raw)) > limits.max_bytes:
-        found.fault("steps", f"the description is longer than {limits.max_bytes:,} bytes")
     else:
         found.slugs = [
             one["slug"] for one in steps if isinstance(one, dict) and isinstance(one.get("slug"), str)

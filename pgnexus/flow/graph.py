@@ -208,6 +208,11 @@ class Flow(Blueprint):
                 f"flow {self.name}: {handler!r} is no function; write @flow.step above a function, "
                 "and give options by name"
             )
+        if isinstance(handler, Step):
+            raise InvalidFlow(
+                f"flow {self.name}: {handler.slug} is a step already; give the function itself, "
+                f"{handler.slug}.handler"
+            )
         slug = given or getattr(handler, "__name__", None)
         if slug is None or slug == "<lambda>":
             raise InvalidFlow(f"flow {self.name}: the handler has no name of its own; give slug='…'")

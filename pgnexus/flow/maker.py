@@ -53,14 +53,14 @@ class Maker:
             return (step.over,)
         return tuple(dict.fromkeys([*step.depends_on, *sorted(names - {INPUT, ELEMENT})]))
 
-    def _refer(self, own: str, path: str, slugs: list[str]) -> None:
+    def _refer(self, own: str, path: str, slugs: list[str], more: str = "") -> None:
         for slug in slugs:
             if slug == own:
                 self._fault(path, "the step depends on itself; remove that")
             elif slug not in self._found.slugs:
                 close = difflib.get_close_matches(slug, self._found.slugs, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                self._fault(path, f"there is no step {slug!r}{hint}")
+                self._fault(path, f"there is no step {slug!r}{hint}{more}")
 
     def _names(self, step: StepDescription, path: str, template: Any) -> set[str]:
         """What placeholders refer to; those that refer to nothing are faults."""
@@ -74,8 +74,7 @@ class Maker:
                     f"a step with over sees {{element}} and {{input}} only, not {{{name}}}; use {{element}}",
                 )
             elif name not in (ELEMENT, INPUT) and name not in self._found.slugs:
-                self._refer(step.slug, path, [name])
-                self._found.faults[-1] += f"; for the text itself write {{{{{name}}}}}"
+                self._refer(step.slug, path, [name], "; for the text itself double its braces")
             elif name == step.slug:
                 self._refer(step.slug, path, [name])
         return names

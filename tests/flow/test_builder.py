@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -227,7 +227,7 @@ async def test_a_prompt_may_ask_for_json_of_a_schema() -> None:
         (flow(step(wait=1, timeout=2)), r"steps\[0\]\.timeout: the time to wait is in wait"),
         (flow(step(prompt="x"), step(slug="b", wait=1, over="a")), r"steps\[1\]\.over: a wait goes over"),
         (flow(step(wait=0)), r"steps\[0\]\.wait: input should be greater than 0"),
-        (flow(step(prompt="{b}")), r"steps\[0\]\.prompt: there is no step 'b'; for the text .* \{\{b\}\}"),
+        (flow(step(prompt="{b}")), r"steps\[0\]\.prompt: there is no step 'b'; for the text itself double its braces"),
         (flow(step(prompt="{a.x}")), r"steps\[0\]\.prompt: the step depends on itself"),
         (flow(step(prompt="x", depends_on=["a"])), r"steps\[0\]\.depends_on: the step depends on itself"),
         (flow(step(prompt="{element}")), r"prompt: \{element\} is there only in a step with over"),
@@ -260,6 +260,12 @@ async def test_a_prompt_may_ask_for_json_of_a_schema() -> None:
 def test_what_is_wrong_is_said_with_its_place(description: Any, words: str) -> None:
     with pytest.raises(InvalidFlow, match=words):
         builder.build(description)
+
+
+def test_faults_stay_short() -> None:
+    with pytest.raises(InvalidFlow) as raised:
+        builder.build(flow(*(step(prompt="{" + "x" * 9000 + "}", slug=f"a{n}") for n in range(20))))
+    assert len(str(raised.value)) < 15_000
 
 
 def test_all_faults_are_said_at_once() -> None:
@@ -307,7 +313,7 @@ def test_all_faults_are_said_at_once() -> None:
             flow(step(prompt="xx", system="yyy")),
             r"steps\[0\]\.prompt: longer than 4",
         ),
-        ({"max_bytes": 40}, flow(step(prompt="x" * 40)), "steps: the description is longer than 40 bytes"),
+        ({"max_bytes": 40}, flow(step(prompt="x" * 40)), "description is longer than 40 bytes"),
         ({"max_attempts": 3}, flow(step(prompt="x", max_attempts=4)), r"max_attempts: 3 are allowed at most"),
         ({"max_seconds": 9}, flow(step(wait=9.5)), r"steps\[0\]\.wait: 9 s are allowed at most"),
         ({"max_seconds": 9}, flow(step(prompt="x", timeout=10)), r"steps\[0\]\.timeout: 9 s are allowed"),
@@ -392,6 +398,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_whatever_a_model_writes_is_a_flow_or_a_refusal(value: Any) -> None:
     for description in (value, {"name": "f", "steps": [value]}, {"name": "f", "steps": value}):
@@ -441,6 +448,7 @@ def test_placeholders(template: Any, filled: Any) -> None:
     assert fill(template, values) == filled
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("{}ab. "), max_size=12))
 def test_texts_without_values_never_fail(text: str) -> None:
     text_of(text, {})

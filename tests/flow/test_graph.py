@@ -381,6 +381,10 @@ def not_a_function(flow: Flow) -> None:
     flow.step("files")  # type: ignore[call-overload]
 
 
+def a_step_already(flow: Flow) -> None:
+    flow.step(slug="b")(Flow("other").step(slug="a")(nothing))
+
+
 def bad_option(flow: Flow) -> None:
     flow.step(slug="a", tmeout=3)(lambda: 1)  # type: ignore[call-overload]
 
@@ -477,6 +481,7 @@ def empty(flow: Flow) -> None:
         (pattern_of_nothing, r"flow f, step b: only_if is compared .*\(a\), and 'x' is none of them"),
         (lambda_without_name, "flow f: the handler has no name of its own; give slug="),
         (not_a_function, "flow f: 'files' is no function"),
+        (a_step_already, r"flow f: a is a step already; give the function itself, a\.handler"),
         (bad_option, "flow f, step a: there is no option 'tmeout'; known are max_attempts"),
         (bad_timeout, "flow f, step a: timeout is 0 s; use 1 s to ten years"),
         (bad_fraction, "flow f, step a: base_delay is 0.5; use whole seconds"),

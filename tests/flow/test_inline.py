@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -154,6 +154,7 @@ def handlers(slug: str, scenario: Scenario) -> tuple[Any, Any]:
     return single, mapped
 
 
+@settings(deadline=None)
 @given(st.data())
 async def test_runs_end_as_the_model_of_the_engine_says(data: st.DataObject) -> None:
     graph = data.draw(graphs())

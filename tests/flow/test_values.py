@@ -14,7 +14,7 @@ from typing import Annotated, Any, NewType, Union
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
@@ -65,6 +65,7 @@ class Point:
     label: str | None = None
 
 
+@settings(deadline=None)
 @given(values)
 def test_every_json_value_comes_back_as_it_was(value: Any) -> None:
     back = json.loads(dump(value, "output"))
@@ -102,6 +103,7 @@ typed = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(typed)
 def test_what_a_handler_returns_reaches_the_next_as_annotated(given: tuple[Any, Any]) -> None:
     annotation, value = given
@@ -173,6 +175,7 @@ def test_what_only_looks_wrong_is_let_through(value: Any) -> None:
     json.loads(dump(value, "output"))
 
 
+@settings(deadline=None)
 @given(
     st.integers(90, 110), st.lists(st.sampled_from(["list", "dict"]), min_size=2, max_size=2), st.booleans()
 )
