@@ -24,7 +24,7 @@ language plpgsql stable security definer set search_path = pg_catalog, pgflow as
 declare
   v_foreign boolean;
 begin
-  if p_queue like 'ai\_%' or p_queue = 'pgflow_built'
+  if p_queue like 'ai\_requests%' or p_queue in ('ai_results', 'pgflow_built')
     or exists (select from pgflow.flows f where coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) = p_queue
                                             and f.flow_slug <> p_flow_slug)
   then
@@ -89,9 +89,10 @@ create or replace function pgflow.add_step(
 language plpgsql set search_path = pg_catalog, pgflow as $$
 #variable_conflict use_column
 declare
+  v_deps text[] := array(select distinct d from unnest(deps_slugs) as d);
   step pgflow.steps;
 begin
-  if add_step.step_type = 'map' and cardinality(deps_slugs) > 1 then
+  if add_step.step_type = 'map' and cardinality(v_deps) > 1 then
     raise exception 'Map step "%" can have at most one dependency, but % were provided: %',
       add_step.step_slug, cardinality(deps_slugs), array_to_string(deps_slugs, ', ');
   end if;
@@ -102,7 +103,7 @@ begin
     opt_start_delay, required_input_pattern, forbidden_input_pattern, when_unmet, when_exhausted)
   select add_step.flow_slug, add_step.step_slug, coalesce(add_step.step_type, 'single'),
          (select coalesce(max(o.step_index) + 1, 0) from pgflow.steps o where o.flow_slug = add_step.flow_slug),
-         cardinality(coalesce(deps_slugs, '{}')), max_attempts, base_delay, timeout, start_delay,
+         cardinality(v_deps), max_attempts, base_delay, timeout, start_delay,
          add_step.required_input_pattern, add_step.forbidden_input_pattern,
          coalesce(add_step.when_unmet, 'skip'), coalesce(add_step.when_exhausted, 'fail')
   on conflict on constraint steps_pkey do nothing
@@ -113,8 +114,7 @@ begin
     return step;
   end if;
   insert into pgflow.deps (flow_slug, dep_slug, step_slug)
-  select add_step.flow_slug, dep, add_step.step_slug from unnest(deps_slugs) as dep
-  on conflict do nothing;
+  select add_step.flow_slug, dep, add_step.step_slug from unnest(v_deps) as dep;
   return step;
 end
 $$;

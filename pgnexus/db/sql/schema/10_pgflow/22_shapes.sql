@@ -21,12 +21,14 @@ language sql stable set search_path = pg_catalog, pgflow as $$
   select coalesce(array_agg(format('Step at index %s: %s differs %s vs %s', p_index, c.what, c.local, c.db) order by c.n), '{}')
   from (values
     (1, 'slug', quote_literal(p_local ->> 'slug'), quote_literal(p_db ->> 'slug')),
-    (2, 'type', quote_literal(p_local ->> 'stepType'), quote_literal(p_db ->> 'stepType')),
+    (2, 'type', quote_literal(coalesce(p_local ->> 'stepType', 'single')), quote_literal(coalesce(p_db ->> 'stepType', 'single'))),
     (3, 'dependencies', pgflow.list_shape(p_local -> 'dependencies'), pgflow.list_shape(p_db -> 'dependencies')),
-    (4, 'whenUnmet', quote_literal(p_local ->> 'whenUnmet'), quote_literal(p_db ->> 'whenUnmet')),
-    (5, 'whenExhausted', quote_literal(p_local ->> 'whenExhausted'), quote_literal(p_db ->> 'whenExhausted')),
-    (6, 'requiredInputPattern', quote_literal(p_local -> 'requiredInputPattern'), quote_literal(p_db -> 'requiredInputPattern')),
-    (7, 'forbiddenInputPattern', quote_literal(p_local -> 'forbiddenInputPattern'), quote_literal(p_db -> 'forbiddenInputPattern'))
+    (4, 'whenUnmet', quote_literal(coalesce(p_local ->> 'whenUnmet', 'skip')), quote_literal(coalesce(p_db ->> 'whenUnmet', 'skip'))),
+    (5, 'whenExhausted', quote_literal(coalesce(p_local ->> 'whenExhausted', 'fail')), quote_literal(coalesce(p_db ->> 'whenExhausted', 'fail'))),
+    (6, 'requiredInputPattern', quote_literal(coalesce(p_local -> 'requiredInputPattern', pgflow.pattern_shape(null))),
+     quote_literal(coalesce(p_db -> 'requiredInputPattern', pgflow.pattern_shape(null)))),
+    (7, 'forbiddenInputPattern', quote_literal(coalesce(p_local -> 'forbiddenInputPattern', pgflow.pattern_shape(null))),
+     quote_literal(coalesce(p_db -> 'forbiddenInputPattern', pgflow.pattern_shape(null))))
   ) as c (n, what, local, db)
   where c.local is distinct from c.db
 $$;
@@ -131,13 +133,18 @@ create or replace function pgflow.delete_flow_and_data(p_flow_slug text) returns
 language plpgsql security definer set search_path = pg_catalog, pgflow as $$
 declare
   v_queue text := pgflow.queue_of(p_flow_slug);
+  v_kind text;
 begin
   if p_flow_slug = 'llm_request_workflow' then
     raise exception using errcode = 'PN002', message = 'llm_request_workflow belongs to pgnexus itself: it cannot be deleted';
   end if;
-  perform pgmq.drop_queue(v_queue)
-  where exists (select from pgmq.meta m where m.queue_name = v_queue)
-    and not exists (select from pgflow.flows f where f.queue_name = v_queue and f.flow_slug <> p_flow_slug);
+  if v_queue = 'pgflow_built' then
+    foreach v_kind in array '{q,a}'::text[] loop  -- others go on using it
+      execute format('delete from pgmq.%I where message ->> ''flow_slug'' = $1', pgmq.format_table_name(v_queue, v_kind)) using p_flow_slug;
+    end loop;
+  elsif exists (select from pgmq.meta m where m.queue_name = v_queue) then
+    perform pgmq.drop_queue(v_queue);
+  end if;
   delete from pgflow.step_tasks t where t.flow_slug = p_flow_slug;
   delete from pgflow.step_states st where st.flow_slug = p_flow_slug;
   delete from pgflow.runs r where r.flow_slug = p_flow_slug;

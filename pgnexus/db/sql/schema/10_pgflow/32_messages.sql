@@ -42,23 +42,17 @@ begin
 end
 $$;
 
--- Archive the messages of tasks; those without one are left out. So are those that somebody is taking off the queue at
--- this moment: he waits for the task, and finds then that it is not for him.
+-- Archive the messages of tasks; those without one are left out.
 create or replace function pgflow.archive_messages(p_tasks pgflow.task_key[]) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_flow text;
-  v_queue text;
   v_ids bigint[];
 begin
   for v_flow, v_ids in
     select k.flow_slug, array_agg(k.message_id) from unnest(p_tasks) k where k.message_id is not null group by 1
   loop
-    v_queue := pgflow.queue_of(v_flow);
-    execute format('select array(select q.msg_id from pgmq.%I q where q.msg_id = any ($1) order by q.msg_id for update skip locked)',
-                   pgmq.format_table_name(v_queue, 'q'))
-    into v_ids using v_ids;
-    perform pgmq.archive(v_queue, v_ids);
+    perform pgmq.archive(pgflow.queue_of(v_flow), v_ids);
   end loop;
 end
 $$;

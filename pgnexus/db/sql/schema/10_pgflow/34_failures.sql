@@ -1,9 +1,9 @@
 -- How steps and runs end without success. Whoever calls these holds the runs' rows exclusively.
 --
 -- The order in which everybody locks, so that nobody waits in a circle: rows of tasks; rows of their own steps in the
--- order of (run_id, step_slug); rows of runs in the order of run_id. Whatever else of a run is changed, is changed while
--- its row is held exclusively, and rows of other tasks that somebody else holds are skipped: he waits for the run, and
--- finds then that it has ended.
+-- order of (run_id, step_slug); rows of runs in the order of run_id; messages of their own tasks. Whatever else of a run is
+-- changed, is changed while its row is held exclusively, and rows of other tasks that somebody else holds are skipped: he
+-- waits for the run, and finds then that it has ended. Who claims waits for nothing: what others hold, he leaves.
 
 -- End the open tasks of runs, or of some of their steps; whoever works on one finds its completion refused.
 create or replace function pgflow.end_open_tasks(p_run_ids uuid[], p_step_slugs text[], p_error text) returns void

@@ -209,7 +209,7 @@ begin
     from unnest(p_steps) k
     join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
     join pgflow.flows f on f.flow_slug = k.flow_slug
-    group by 1, 2
+    group by k.flow_slug, 1, 2
   loop
     select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, null)::pgflow.task_key order by t.n), array_agg(t.element order by t.n)
     into v_tasks, v_elements

@@ -45,10 +45,12 @@ declare
   v_skipped pgflow.step_key[];
 begin
   perform pgflow.hold_run(_cascade_force_skip_steps.run_id);
-  v_skipped := pgflow.skip_cascade(array(
-    select row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key from pgflow.step_states st
+  with held as (  -- whoever else holds it, is ending it
+    select row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key as step from pgflow.step_states st
     where st.run_id = _cascade_force_skip_steps.run_id and st.step_slug = _cascade_force_skip_steps.step_slug
-      and st.status in ('created', 'started')), _cascade_force_skip_steps.skip_reason);
+      and st.status in ('created', 'started') for no key update skip locked
+  )
+  select pgflow.skip_cascade(array_agg(h.step), _cascade_force_skip_steps.skip_reason) into v_skipped from held h;
   update pgflow.runs r set remaining_steps = r.remaining_steps - cardinality(v_skipped)
   where r.run_id = _cascade_force_skip_steps.run_id and v_skipped is not null;
   return coalesce(cardinality(v_skipped), 0);

@@ -30,6 +30,7 @@ begin
 end
 $$;
 
+-- Set when messages become visible, each by its own offset in seconds from now; returns those that were there.
 create or replace function pgflow.set_vt_batch(queue_name text, msg_ids bigint[], vt_offsets int[])
 returns table (msg_id bigint, read_ct int, enqueued_at timestamptz, vt timestamptz, message jsonb, headers jsonb)
 language plpgsql set search_path = pg_catalog, pgflow as $$
@@ -81,10 +82,14 @@ begin
     raise exception using errcode = 'foreign_key_violation',
       message = format('there is no worker %s: register it with an insert into pgflow.workers', start_tasks.worker_id);
   end if;
-  with started as (
+  with held as (
+    select k.* from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
+    join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+    order by t.run_id, t.step_slug, t.task_index for update of t
+  ), started as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
-    from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
+    from held k
     join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
     join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
     join pgflow.flows f on f.flow_slug = k.flow_slug and f.paused_at is null
@@ -92,6 +97,7 @@ begin
     returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
   )
   select array_agg(row(s.*)::pgflow.task_key) into v_started from started s;
+  v_started := pgflow.keep_live(v_started);
   if v_started is null then
     return;
   end if;
@@ -116,26 +122,44 @@ language sql set search_path = pg_catalog, pgflow as $$
   select null::pgflow.step_task_record where false
 $$;
 
+-- Of tasks that were claimed in this transaction, those whose runs are under way; the others end with their runs.
+create or replace function pgflow.keep_live(p_claimed pgflow.task_key[]) returns pgflow.task_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_runs uuid[] := array(select distinct k.run_id from unnest(p_claimed) k);
+  v_live uuid[] := pgflow.hold_runs(v_runs, false);
+begin
+  if cardinality(v_live) < cardinality(v_runs) then
+    perform pgflow.void_tasks(array_agg(k)) from unnest(p_claimed) k where k.run_id <> all (v_live);
+    return (select array_agg(k) from unnest(p_claimed) k where k.run_id = any (v_live));
+  end if;
+  return p_claimed;
+end
+$$;
+
 -- Claim up to p_limit tasks from queues, in their order. Their messages are deleted at once. p_handlers: the actions this
--- worker has, for flows that were built at run time; a task of another action goes back for others.
+-- worker has, for flows that were built at run time; a task of another action is left for others.
 create or replace function pgflow.claim_tasks(p_queues text[], p_worker_id uuid, p_limit int, p_handlers text[] default null)
 returns setof pgflow.claimed_task
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_queue text;
   v_left int := p_limit;
-  v_any boolean;
-  v_messages pgmq.message_record[];
+  v_ids bigint[];
+  v_messages jsonb[];
   v_claimed pgflow.task_key[];
 begin
   foreach v_queue in array p_queues loop
     exit when v_left <= 0;
     continue when exists (select from pgflow.flows f where f.queue_name = v_queue and f.paused_at is not null and v_queue <> 'pgflow_built');
-    execute format('select exists (select from pgmq.%I q where q.vt <= clock_timestamp())', pgmq.format_table_name(v_queue, 'q')) into v_any;
-    continue when not v_any;
-    select array_agg(m) into v_messages from pgmq.pop(v_queue, v_left) m;
-    continue when v_messages is null;
-    v_claimed := pgflow.claim_messages(v_queue, v_messages, p_worker_id, p_handlers);
+    execute format(
+      'select array_agg(m.msg_id), array_agg(m.message) from (
+         select q.msg_id, q.message from pgmq.%I q
+         where q.vt <= clock_timestamp() order by q.msg_id limit $1 for update skip locked) m',
+      pgmq.format_table_name(v_queue, 'q'))
+    into v_ids, v_messages using v_left;
+    continue when v_ids is null;
+    v_claimed := pgflow.claim_messages(v_queue, v_ids, v_messages, p_worker_id, p_handlers);
     if v_claimed is not null then
       v_left := v_left - cardinality(v_claimed);
       return query select d.* from pgflow.describe_tasks(v_claimed) d;
@@ -144,34 +168,42 @@ begin
 end
 $$;
 
+-- Claim the tasks of messages that are held. The runs are held, too, for as long as this takes: none of them fails
+-- meanwhile and leaves a claimed task behind.
 create or replace function pgflow.claim_messages(
-  p_queue text, p_messages pgmq.message_record[], p_worker_id uuid, p_handlers text[]
+  p_queue text, p_ids bigint[], p_messages jsonb[], p_worker_id uuid, p_handlers text[]
 ) returns pgflow.task_key[]
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
+  v_runs uuid[];
+  v_live uuid[];
   v_claimed pgflow.task_key[];
 begin
-  with named as (
-    select pgflow.message_run_id(m.message) as run_id, m.message ->> 'step_slug' as step_slug,
-           coalesce(pgflow.message_task_index(m.message), 0) as task_index
-    from unnest(p_messages) m
+  select array_agg(h.run_id), array_agg(h.run_id) filter (where h.status = 'started') into v_runs, v_live
+  from (select r.run_id, r.status from pgflow.runs r
+        where r.run_id in (select pgflow.message_run_id(m) from unnest(p_messages) m) for share skip locked) h;
+  with free as (
+    select t.run_id, t.step_slug, t.task_index, i.id
+    from unnest(p_ids, p_messages) as i (id, message)
+    join pgflow.step_tasks t on t.run_id = pgflow.message_run_id(i.message) and t.step_slug = i.message ->> 'step_slug'
+      and t.task_index = coalesce(pgflow.message_task_index(i.message), 0)
+    join pgflow.step_states st on st.run_id = t.run_id and st.step_slug = t.step_slug and st.status = 'started'
+    join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug and (s.handler is null or s.handler = any (p_handlers))
+    join pgflow.flows f on f.flow_slug = t.flow_slug and f.paused_at is null
+    where t.run_id = any (v_live) and t.status = 'queued' and t.not_before is null
+    for update of t skip locked
   ), claimed as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = p_worker_id, message_id = null
-    from named n
-    join pgflow.runs r on r.run_id = n.run_id and r.status = 'started'
-    join pgflow.step_states st on st.run_id = n.run_id and st.step_slug = n.step_slug and st.status = 'started'
-    join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug and (s.handler is null or s.handler = any (p_handlers))
-    join pgflow.flows f on f.flow_slug = s.flow_slug and f.paused_at is null
-    where t.run_id = n.run_id and t.step_slug = n.step_slug and t.task_index = n.task_index
-      and t.status = 'queued' and t.not_before is null
-    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+    from free n where t.run_id = n.run_id and t.step_slug = n.step_slug and t.task_index = n.task_index
+    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, n.id
   )
   select array_agg(row(c.*)::pgflow.task_key) into v_claimed from claimed c;
-  if cardinality(v_claimed) is distinct from cardinality(p_messages) then
-    perform pgflow.put_back(p_queue, p_messages);
+  perform pgmq.delete(p_queue, array(select k.message_id from unnest(v_claimed) k));
+  if cardinality(v_claimed) is distinct from cardinality(p_ids) then
+    perform pgflow.leave_messages(p_queue, p_ids, p_messages, v_runs, v_claimed);
   end if;
-  return v_claimed;
+  return (select array_agg(row(k.flow_slug, k.run_id, k.step_slug, k.task_index, null)::pgflow.task_key) from unnest(v_claimed) k);
 end
 $$;
 
@@ -186,25 +218,50 @@ language sql immutable parallel safe as $$
   select case when p_message ->> 'task_index' ~ '^[0-9]{1,9}$' then (p_message ->> 'task_index')::int end
 $$;
 
--- Messages that were taken off a queue and not claimed: those of paused flows or of other workers' actions go to its end,
--- what is no message of a task goes to the archive with the reason, and those of ended tasks are gone.
-create or replace function pgflow.put_back(p_queue text, p_messages pgmq.message_record[]) returns void
+-- Messages that were held and stand for no claimed task. What is no message of a task goes to the archive with the reason;
+-- those of tasks that wait for another worker or for a paused flow hide for a moment; those of tasks or runs that somebody
+-- else holds stay, and workers look again; all others are of tasks that ended, and go.
+create or replace function pgflow.leave_messages(
+  p_queue text, p_ids bigint[], p_messages jsonb[], p_runs uuid[], p_claimed pgflow.task_key[]
+) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
-  v_waiting pgflow.task_key[];
+  v_foreign bigint[];
+  v_hidden bigint[];
+  v_busy bigint[];
 begin
-  perform nexus_api.archive_message(p_queue, m, 'no message of a task: needs run_id (a UUID), step_slug and task_index')
-  from unnest(p_messages) m where pgflow.message_run_id(m.message) is null;
-  select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, null)::pgflow.task_key) into v_waiting
-  from unnest(p_messages) m
-  join pgflow.step_tasks t on t.run_id = pgflow.message_run_id(m.message) and t.step_slug = m.message ->> 'step_slug'
-    and t.task_index = coalesce(pgflow.message_task_index(m.message), 0)
-  join pgflow.runs r on r.run_id = t.run_id and r.status = 'started'
-  where t.status = 'queued' and t.not_before is null and t.message_id = m.msg_id;
-  if v_waiting is not null then
-    update pgflow.step_tasks t set message_id = k.message_id
-    from unnest(pgflow.send_messages(v_waiting, 2)) k
-    where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
-  end if;
+  select array_agg(l.id) filter (where l.run_id is null),
+         array_agg(l.id) filter (where l.waits and not l.is_mine),
+         array_agg(l.id) filter (where l.is_held or l.waits and l.is_mine)
+  into v_foreign, v_hidden, v_busy
+  from (
+    select i.id, pgflow.message_run_id(i.message) as run_id,
+           t.status = 'queued' and t.not_before is null and r.status = 'started' as waits,
+           s.handler is null and f.paused_at is null as is_mine,
+           r.run_id is not null and r.run_id <> all (coalesce(p_runs, '{}')) as is_held
+    from unnest(p_ids, p_messages) as i (id, message)
+    left join pgflow.runs r on r.run_id = pgflow.message_run_id(i.message)
+    left join pgflow.step_tasks t on t.run_id = r.run_id and t.step_slug = i.message ->> 'step_slug'
+      and t.task_index = coalesce(pgflow.message_task_index(i.message), 0)
+    left join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug
+    left join pgflow.flows f on f.flow_slug = t.flow_slug
+    where i.id not in (select k.message_id from unnest(p_claimed) k)
+  ) l;
+  perform pgflow.archive_foreign(p_queue, v_foreign) where v_foreign is not null;
+  perform pgmq.set_vt(p_queue, v_hidden, 2) where v_hidden is not null;
+  perform pg_notify('pgflow_tasks', '') where v_busy is not null;
+  perform pgmq.delete(p_queue, array(
+    select i.id from unnest(p_ids) as i (id)
+    where i.id <> all (coalesce(v_foreign, '{}') || coalesce(v_hidden, '{}') || coalesce(v_busy, '{}'))
+      and i.id not in (select k.message_id from unnest(p_claimed) k)));
+end
+$$;
+
+create or replace function pgflow.archive_foreign(p_queue text, p_ids bigint[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  perform pgmq.archive(p_queue, p_ids);
+  execute format('update pgmq.%I set headers = coalesce(headers, ''{}'') || $2 where msg_id = any ($1)', pgmq.format_table_name(p_queue, 'a'))
+  using p_ids, jsonb_build_object('reason', 'no message of a task: needs run_id (a UUID), step_slug and task_index');
 end
 $$;

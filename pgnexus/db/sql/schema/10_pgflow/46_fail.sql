@@ -83,9 +83,31 @@ $$;
 create or replace function pgflow.queue_again(p_tasks pgflow.task_key[], p_delays double precision[]) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
+  v_hidden pgflow.task_key[];
+  v_now pgflow.task_key[];
+begin
+  v_hidden := pgflow.hide_messages(p_tasks, p_delays);
+  update pgflow.step_tasks t set message_id = null, not_before = case when d.delay > 0 then clock_timestamp() + make_interval(secs => d.delay) end
+  from unnest(p_tasks) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
+  join unnest(p_delays) with ordinality as d (delay, n) on d.n = k.n
+  where not exists (select from unnest(v_hidden) h where h.flow_slug = k.flow_slug and h.message_id = k.message_id)
+    and t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
+  select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, null)::pgflow.task_key) into v_now
+  from unnest(p_tasks) k
+  join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+  where t.message_id is null and t.not_before is null;
+  perform pgflow.send_queued(v_now);
+end
+$$;
+
+-- Make the tasks' messages invisible for their delays; returns the tasks whose messages were still there.
+create or replace function pgflow.hide_messages(p_tasks pgflow.task_key[], p_delays double precision[]) returns pgflow.task_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
   v_flow text;
   v_ids bigint[];
   v_seconds int[];
+  v_hidden pgflow.task_key[];
 begin
   for v_flow, v_ids, v_seconds in
     select k.flow_slug, array_agg(k.message_id), array_agg(least(ceil(d.delay), 2147483647)::int)
@@ -93,17 +115,11 @@ begin
     join unnest(p_delays) with ordinality as d (delay, n) on d.n = k.n
     where k.message_id is not null group by 1
   loop
-    perform pgflow.set_vt_batch(pgflow.queue_of(v_flow), v_ids, v_seconds);
+    v_hidden := v_hidden || (
+      select array_agg(row(v_flow, pgflow.message_run_id(s.message), s.message ->> 'step_slug', pgflow.message_task_index(s.message), s.msg_id)::pgflow.task_key)
+      from pgflow.set_vt_batch(pgflow.queue_of(v_flow), v_ids, v_seconds) s);
   end loop;
-  update pgflow.step_tasks t set not_before = clock_timestamp() + make_interval(secs => d.delay)
-  from unnest(p_tasks) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
-  join unnest(p_delays) with ordinality as d (delay, n) on d.n = k.n
-  where k.message_id is null and d.delay > 0
-    and t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
-  perform pgflow.send_queued(array_agg(row(k.flow_slug, k.run_id, k.step_slug, k.task_index, null)::pgflow.task_key))
-  from unnest(p_tasks) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
-  join unnest(p_delays) with ordinality as d (delay, n) on d.n = k.n
-  where k.message_id is null and coalesce(d.delay, 0) <= 0;
+  return v_hidden;
 end
 $$;
 

@@ -68,12 +68,14 @@ begin
         requeued_count = t.requeued_count + 1, last_requeued_at = clock_timestamp()
     from stranded d
     where t.run_id = d.run_id and t.step_slug = d.step_slug and t.task_index = d.task_index
-    returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, null)::pgflow.task_key as task, t.attempts_count, d.exhausted
+    returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task, t.attempts_count, d.exhausted
   )
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
-  perform pgflow.send_queued(v_back);
+  if v_back is not null then
+    perform pgflow.queue_again(v_back, array_fill(0::double precision, array[cardinality(v_back)]));
+  end if;
   perform pgflow.fail_lost(v_lost, v_attempts);
   return query select k.flow_slug, k.run_id, k.step_slug, k.task_index, false from unnest(v_back) k
                union all select k.flow_slug, k.run_id, k.step_slug, k.task_index, true from unnest(v_lost) k;
