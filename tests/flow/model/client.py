@@ -207,13 +207,17 @@ class Client:
         read = await self.ask("select msg_id from pgmq.read(%s, 0, 10)", self._queue)
         ids = [row.msg_id for row in read]
         self._random.shuffle(ids)
-        rows = await self.ask(
-            """select s.*, t.attempts_count from pgflow.start_tasks(%s, %s::bigint[], %s) s
-               join pgflow.step_tasks t using (run_id, step_slug, task_index)""",
+        started = await self.ask(
+            "select run_id, step_slug, task_index from pgflow.start_tasks(%s, %s::bigint[], %s)",
             *(self._slug, ids, self._worker_id),
         )
-        self._held |= {(row.run_id, row.step_slug, row.task_index): row.attempts_count for row in rows}
-        return len(rows)
+        for row in started:
+            [task] = await self.ask(
+                "select attempts_count from pgflow.step_tasks where (run_id, step_slug, task_index) = (%s, %s, %s)",
+                *row,
+            )
+            self._held[tuple(row)] = task.attempts_count
+        return len(started)
 
     async def progress(self) -> int:
         told = 0
