@@ -23,6 +23,7 @@ from pgnexus.flow.step import Step
 from pgnexus.messages import new_request_id
 
 State = Literal["created", "completed", "failed", "skipped"]
+Answerer = Callable[[str, int, Later], Any]
 
 
 @dataclass(slots=True)
@@ -61,13 +62,14 @@ async def run_inline(
     flow: Blueprint,
     input: Any = None,
     *,
-    answers: Mapping[str, Any] | None = None,
+    answers: Mapping[str, Any] | Answerer | None = None,
     connection: AsyncConnection[Any] | None = None,
 ) -> InlineRun:
     """Run a flow to its end, one task after the other.
 
     ``answers`` are what steps that wait are to get, by slug: a value, or a function of the `Later`; a map
-    may have a list with one for each element. ``connection`` is for transactional steps.
+    may have a list with one for each element. Or they are one function of step, task index and `Later`.
+    ``connection`` is for transactional steps.
 
     >>> import asyncio
     >>> from pgnexus.flow.graph import Flow
@@ -87,7 +89,11 @@ async def run_inline(
 
 class _Run:
     def __init__(
-        self, flow: Blueprint, input: Any, answers: Mapping[str, Any], connection: AsyncConnection[Any] | None
+        self,
+        flow: Blueprint,
+        input: Any,
+        answers: Mapping[str, Any] | Answerer,
+        connection: AsyncConnection[Any] | None,
     ) -> None:
         self.run_id = new_request_id()
         self.states = {slug: InlineStep() for slug in flow.steps}
@@ -162,6 +168,8 @@ class _Run:
         raise AssertionError("unreachable: there is one attempt at least")
 
     def _answer(self, step: Step, index: int, later: Later) -> Any:
+        if callable(self._answers):
+            return self._answers(step.slug, index, later)
         if step.slug not in self._answers:
             raise ServiceMisused(
                 f"step {step.slug} waits for somebody's answer ({later.kind}); give answers={{{step.slug!r}: …}}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
+import gc
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +25,7 @@ from pgnexus.errors import (
 )
 from pgnexus.flow.context import Context
 from pgnexus.flow.graph import Flow
+from pgnexus.flow.invoke import MAX_THREADS
 from pgnexus.flow.later import Later
 from pgnexus.flow.prompt import Prompt
 from pgnexus.messages import LLMResult, Message
@@ -632,6 +635,77 @@ async def test_what_would_end_or_hang_the_worker_is_an_error_of_the_handler(
     step = flow.step(slug="a")(coroutine if asynchronous else plain)
     with pytest.raises(RuntimeError, match=type(error).__name__):
         await step.call({}, None, context())
+
+
+async def test_plain_handlers_block_neither_each_other_nor_the_loop() -> None:
+    flow = Flow("f")
+    together = threading.Barrier(MAX_THREADS)
+
+    @flow.step
+    def a() -> int:
+        return together.wait(60)
+
+    answers = await asyncio.gather(*(a.call({}, None, context()) for _ in range(MAX_THREADS)))
+    assert sorted(answers) == list(range(MAX_THREADS))
+
+
+async def test_no_more_threads_run_at_once_than_are_allowed() -> None:
+    flow = Flow("f")
+    loop, release = asyncio.get_running_loop(), threading.Event()
+    arrivals: asyncio.Queue[None] = asyncio.Queue()
+
+    @flow.step
+    def a() -> None:
+        loop.call_soon_threadsafe(arrivals.put_nowait, None)
+        release.wait(60)
+
+    tasks = [asyncio.ensure_future(a.call({}, None, context())) for _ in range(MAX_THREADS + 5)]
+    for _ in range(MAX_THREADS):
+        await arrivals.get()
+    assert arrivals.empty()
+    release.set()
+    await asyncio.gather(*tasks)
+    assert arrivals.qsize() == 5
+
+
+async def test_a_thread_that_hangs_can_be_given_up() -> None:
+    flow = Flow("f")
+    loop, started, release = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    @flow.step
+    def a() -> str:
+        if not started.is_set():
+            loop.call_soon_threadsafe(started.set)
+            release.wait(60)
+        return "done"
+
+    task = asyncio.ensure_future(a.call({}, None, context()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await a.call({}, None, context()) == "done"
+    release.set()
+
+
+def test_the_threads_of_a_loop_end_with_it() -> None:
+    flow = Flow("f")
+    seen: list[threading.Thread] = []
+    step = flow.step(slug="a")(lambda: seen.append(threading.current_thread()))
+    asyncio.run(step.call({}, None, context()))
+    gc.collect()
+    [thread] = seen
+    thread.join(60)
+    assert thread.daemon
+    assert not thread.is_alive()
+
+
+async def test_a_thread_sees_the_context_variables_of_the_task() -> None:
+    flow = Flow("f")
+    variable = contextvars.ContextVar("variable", default="unset")
+    variable.set("mine")
+    step = flow.step(slug="a")(lambda: variable.get())
+    assert await step.call({}, None, context()) == "mine"
 
 
 async def test_later_is_passed_on_and_is_no_output() -> None:
