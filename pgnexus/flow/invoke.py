@@ -82,6 +82,8 @@ async def _in_thread(call: Callable[[], Any], slug: str) -> Any:
     loop = asyncio.get_running_loop()
     threads = _threads.get(loop)
     if threads is None:
+        for ended in [one for one in _threads if one.is_closed()]:  # its semaphore may hold it in memory
+            del _threads[ended]
         threads = _threads[loop] = _Threads()
     async with threads.slots:
         return await threads.run(call, slug)

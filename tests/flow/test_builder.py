@@ -227,7 +227,10 @@ async def test_a_prompt_may_ask_for_json_of_a_schema() -> None:
         (flow(step(wait=1, timeout=2)), r"steps\[0\]\.timeout: the time to wait is in wait"),
         (flow(step(prompt="x"), step(slug="b", wait=1, over="a")), r"steps\[1\]\.over: a wait goes over"),
         (flow(step(wait=0)), r"steps\[0\]\.wait: input should be greater than 0"),
-        (flow(step(prompt="{b}")), r"steps\[0\]\.prompt: there is no step 'b'; for the text itself double its braces"),
+        (
+            flow(step(prompt="{b}")),
+            r"steps\[0\]\.prompt: there is no step 'b'; for the text itself double its braces",
+        ),
         (flow(step(prompt="{a.x}")), r"steps\[0\]\.prompt: the step depends on itself"),
         (flow(step(prompt="x", depends_on=["a"])), r"steps\[0\]\.depends_on: the step depends on itself"),
         (flow(step(prompt="{element}")), r"prompt: \{element\} is there only in a step with over"),
