@@ -16,6 +16,7 @@ from pgnexus.caller.handle import RequestHandle
 from pgnexus.caller.results import JobResult
 from pgnexus.caller.service import LLMService
 from pgnexus.caller.sync import SyncLLMService
+from pgnexus.caller.workflow import LlmRequest
 from pgnexus.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -80,6 +81,7 @@ __all__ = [
     "LLMResult",
     "LLMService",
     "Later",
+    "LlmRequest",
     "ModelInfo",
     "ModelUnavailable",
     "NotWaiting",

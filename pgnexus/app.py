@@ -8,8 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from typing import Any
 
+from pgnexus.caller.llm_steps import LLMSteps
 from pgnexus.caller.service import LLMService
 from pgnexus.caller.sync import SyncLLMService
+from pgnexus.caller.workflow import LlmRequest
 from pgnexus.db import schema
 from pgnexus.db.database import Database
 from pgnexus.db.embedded import EmbeddedServer
@@ -34,8 +36,8 @@ ProviderMaker = Callable[[Settings], Mapping[str, Provider]]
 class App:
     """What one process runs: the caller side unless ``caller`` is False, the nexus side if ``nexus`` is True.
 
-    With ``flows`` it runs these, with a ``builder`` flows built at run time of its actions, and has an
-    `Executor`; with ``executor`` it has one in any case.
+    With ``flows`` it runs these, with a ``builder`` flows built at run time of its actions, with either also
+    `LlmRequest`, and has an `Executor`; with ``executor`` it has one in any case.
 
     With ``nexus`` None it runs a nexus side when no other is alive, at the start or later, so that a script
     just works. ``providers`` makes those that a nexus side here asks, by name. ``report`` is told in a few words
@@ -58,6 +60,8 @@ class App:
         self._wants_flows = [*flows, *(load_flow(path) for path in settings.flows)]
         self._builder = builder
         self._wants_executor = executor or bool(self._wants_flows) or builder is not None
+        if (self._wants_flows or builder is not None) and LlmRequest not in self._wants_flows:
+            self._wants_flows.append(LlmRequest)
         self._wants_caller = caller
         self._wants_nexus = nexus
         self._providers = providers
@@ -129,6 +133,7 @@ class App:
                 notifier,
                 settings,
                 Flows(db, self._wants_flows, builder=self._builder),
+                kinds={"llm": LLMSteps(settings)},
                 on_recovered=lambda: notifier.committed(REQUESTS_CHANNEL),
             )
         await listener.start()

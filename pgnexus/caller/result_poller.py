@@ -20,6 +20,7 @@ from pgnexus.take_limit import TakeLimit
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 500
+_ABANDONED_CHANNEL = "pgnexus_abandoned"  # a step that waited for a request ended without it
 _SWEEP_ALL_EVERY = 3600.0
 
 
@@ -42,6 +43,7 @@ class LlmResultPoller:
         self._taker = Looper("result poller", self._take, poll_interval=settings.poll_interval)
         self._sweeper = Looper("result sweeper", self._sweep, poll_interval=settings.poll_interval)
         listener.subscribe(RESULTS_CHANNEL, lambda _: self._taker.wake())
+        listener.subscribe(_ABANDONED_CHANNEL, lambda _: self._sweeper.wake())
 
     def start(self) -> None:
         self._taker.start()

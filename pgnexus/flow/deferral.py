@@ -17,19 +17,29 @@ from pgnexus.db.connection import Connection
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One task that waits from now on; whoever has the token completes it."""
+    """One task that waits from now on; whoever has the token completes it.
+
+    ``worker_id`` is the instance that ran its handler, ``flow`` its flow's name.
+    """
 
     token: UUID
+    worker_id: UUID
     run_id: UUID
     flow: str
     step: str
     task_index: int
+    is_map: bool
     details: Any
     deadline: datetime | None
 
 
 class Kind(Protocol):
-    """One thing that tasks wait for."""
+    """One thing that tasks wait for.
+
+    ``grace``: the seconds past a task's own deadline in which its answer, or word that there is none, may come.
+    """
+
+    grace: float
 
     async def ask(self, connection: Connection, waiting: Sequence[Waiting]) -> None:
         """See to it that these tasks are answered; in the transaction that defers them."""
@@ -38,6 +48,8 @@ class Kind(Protocol):
 
 class Signal:
     """Somebody outside will say it: nothing to do until then."""
+
+    grace = 0.0
 
     async def ask(self, connection: Connection, waiting: Sequence[Waiting]) -> None:
         pass

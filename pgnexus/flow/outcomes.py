@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 
@@ -20,6 +20,7 @@ from pgnexus.flow.claims import Completed, Deferred, Failed, Held, Holdings, Rel
 from pgnexus.flow.deferral import Kinds, Waiting
 from pgnexus.flow.later import Later
 from pgnexus.flow.store import FlowStore
+from pgnexus.messages import new_request_id
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Outcomes:
     def defer(self, held: Held, later: Later) -> None:
         if later.kind not in self._kinds:
             return self.fail(held, f"StepFailed: nobody here asks for {later.kind!r}", final=True)
-        self._deferred.put(_deferred(held, later))
+        self._deferred.put(self._later(held, later))
         return None
 
     def refused(self, held: Held) -> None:
@@ -106,7 +107,7 @@ class Outcomes:
 
     async def defer_in(self, connection: Connection, held: Held, later: Later) -> list[Any]:
         """Defer a task in a transaction of its own; raises `Refused`. Tell `committed` afterwards."""
-        if not await self._ask(connection, [_deferred(held, later)]):
+        if not await self._ask(connection, [self._later(held, later)]):
             raise Refused
         return []
 
@@ -176,10 +177,15 @@ class Outcomes:
         by_kind: dict[str, list[Waiting]] = {}
         for task in tasks:
             if task.token in accepted:
-                by_kind.setdefault(task.kind, []).append(_waiting(task, accepted[task.token]))
-        for name, waiting in by_kind.items():
-            await self._kinds[name].ask(connection, waiting)
+                waiting = _waiting(task, self._store.worker_id, accepted[task.token])
+                by_kind.setdefault(task.kind, []).append(waiting)
+        for name, alike in by_kind.items():
+            await self._kinds[name].ask(connection, alike)
         return accepted
+
+    def _later(self, held: Held, later: Later) -> Deferred:
+        seconds = later.seconds + self._kinds[later.kind].grace
+        return Deferred(held, later.token or new_request_id(), seconds, later.kind, later.details)
 
     def _ended(self, ended: Iterable[Held], claimed: list[Any] | None = None) -> None:
         self._holdings.held.difference_update(ended)
@@ -221,12 +227,16 @@ class Outcomes:
         self._ended([task.held])
 
 
-def _deferred(held: Held, later: Later) -> Deferred:
-    return Deferred(held, later.token or uuid4(), later.seconds, later.kind, later.details)
-
-
-def _waiting(task: Deferred, deadline: datetime) -> Waiting:
+def _waiting(task: Deferred, worker_id: UUID, deadline: datetime) -> Waiting:
     held = task.held
     return Waiting(
-        task.token, held.run_id, held.flow_slug, held.step_slug, held.task_index, task.details, deadline
+        token=task.token,
+        worker_id=worker_id,
+        run_id=held.run_id,
+        flow=held.planned.flow_name,
+        step=held.step_slug,
+        task_index=held.task_index,
+        is_map=held.planned.step.is_map,
+        details=task.details,
+        deadline=deadline,
     )

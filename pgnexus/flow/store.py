@@ -22,11 +22,11 @@ class FlowStore:
 
     def __init__(self, db: Database, worker_id: UUID) -> None:
         self._db = db
-        self._worker_id = worker_id
+        self.worker_id = worker_id
 
     async def claim(self, queues: list[str], limit: int, handlers: list[str]) -> list[Any]:
         """Up to ``limit`` tasks from these queues, claimed for this worker."""
-        params = {"queues": queues, "worker_id": self._worker_id, "limit": limit, "handlers": handlers}
+        params = {"queues": queues, "worker_id": self.worker_id, "limit": limit, "handlers": handlers}
         return await self._db.query("claim_tasks", params)
 
     async def complete(
@@ -72,7 +72,7 @@ class FlowStore:
         """Release tasks of which only the fences are known."""
         runs, steps, indexes, attempts = (list(column) for column in zip(*fences, strict=True))
         params = {
-            "worker_id": self._worker_id,
+            "worker_id": self.worker_id,
             "run_ids": runs,
             "steps": steps,
             "indexes": indexes,
@@ -94,12 +94,12 @@ class FlowStore:
 
     async def held(self) -> list[Any]:
         """The tasks that the database takes for running here."""
-        return await self._db.query("held_tasks", {"worker_id": self._worker_id})
+        return await self._db.query("held_tasks", {"worker_id": self.worker_id})
 
     async def report(self, run_id: UUID, step: str, task_index: int, attempt: int, progress: str) -> bool:
         """Store how far a task has come; False when it is not this worker's any more."""
         params = {
-            "worker_id": self._worker_id,
+            "worker_id": self.worker_id,
             "run_id": run_id,
             "step": step,
             "task_index": task_index,
@@ -116,7 +116,7 @@ class FlowStore:
 
     def _fences(self, tasks: Sequence[Outcome]) -> dict[str, Any]:
         return {
-            "worker_id": self._worker_id,
+            "worker_id": self.worker_id,
             "run_ids": [task.held.run_id for task in tasks],
             "steps": [task.held.step_slug for task in tasks],
             "indexes": [task.held.task_index for task in tasks],

@@ -78,6 +78,12 @@ create table pgnexus.scheduled_requests (
 );
 create index scheduled_requests_by_due_time on pgnexus.scheduled_requests (due_at);
 
+-- Requests of steps that ended before them, to be cancelled.
+create table pgnexus.abandoned_requests (
+  request_id   uuid primary key,
+  abandoned_at timestamptz not null default clock_timestamp()
+);
+
 -- Until when overdue requests have been looked for; one row.
 create table pgnexus.sweeps (
   only_row boolean primary key default true check (only_row),

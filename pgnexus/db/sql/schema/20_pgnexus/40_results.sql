@@ -96,6 +96,7 @@ begin
   if cardinality(v_ended) is distinct from cardinality(p_messages) then
     perform pgnexus.book_late_results(p_messages, v_ended);
   end if;
+  perform pgnexus.settle_steps(v_ended);
   if p_notify then
     perform pgnexus.notify_done(v_ended);
   end if;

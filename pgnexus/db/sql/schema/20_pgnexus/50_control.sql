@@ -19,6 +19,7 @@ begin
     perform pgnexus.unschedule(v_done);
     perform nexus_api.cancel(v_done);
     perform pgnexus.notify_done(v_done);
+    perform pgnexus.settle_steps(v_done);
   end if;
   return query select unnest(v_done);
 end
@@ -109,6 +110,7 @@ begin
   select array_agg(e.request_id) into v_done from ended e;
   perform pgnexus.unschedule(v_done);
   perform pgnexus.notify_done(v_done);
+  perform pgnexus.settle_steps(v_done);
   if coalesce(cardinality(v_done), 0) < p_limit then
     update pgnexus.sweeps set swept_to = v_now where swept_to < v_now - interval '1 minute';
   end if;
@@ -121,16 +123,22 @@ $$;
 create function pgnexus.sweep(p_limit int, p_all boolean default false)
 returns table (sent int, timed_out int, next_in double precision)
 language plpgsql set search_path = pg_catalog, pgnexus as $$
+declare
+  v_abandoned int;
 begin
   sent := pgnexus.send_due(p_limit);
   timed_out := pgnexus.time_out_overdue(p_limit, p_all);
   delete from pgnexus.idempotency_keys k where k.key in (
     select e.key from pgnexus.idempotency_keys e
     where e.expires_at < clock_timestamp() order by e.expires_at limit p_limit for update skip locked);
+  v_abandoned := pgnexus.cancel_abandoned(p_limit);
   next_in := extract(epoch from least(
     (select min(s.due_at) from pgnexus.scheduled_requests s),
     (select j.deadline from pgnexus.job_results j where j.deadline > clock_timestamp()
        order by j.deadline limit 1)) - clock_timestamp());
+  if v_abandoned = p_limit then
+    next_in := 0;  -- there may be more
+  end if;
   return next;
 end
 $$;
