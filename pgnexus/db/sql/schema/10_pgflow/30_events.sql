@@ -65,9 +65,9 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
   perform realtime.send(
     jsonb_build_object('event_type', 'step:' || p_kind, 'run_id', p_state.run_id, 'step_slug', p_state.step_slug,
-                       'status', p_state.status)
+                       'status', p_kind)
     || case p_kind
-         when 'started' then jsonb_build_object('started_at', p_state.started_at, 'remaining_tasks', p_state.remaining_tasks,
+         when 'started' then jsonb_build_object('started_at', p_state.started_at, 'remaining_tasks', p_state.initial_tasks,
                                                 'remaining_deps', p_state.remaining_deps)
          when 'completed' then jsonb_build_object('output', p_state.output, 'completed_at', p_state.completed_at)
               || case when p_state.initial_tasks = 0 then jsonb_build_object('started_at', p_state.started_at) else '{}' end

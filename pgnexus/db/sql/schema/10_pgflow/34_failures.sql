@@ -1,9 +1,79 @@
--- How steps and runs end without success. Whoever calls these holds the runs' rows exclusively.
+-- Locks, and how steps and runs end without success. Whoever fails or skips holds the runs' rows exclusively.
 --
 -- The order in which everybody locks, so that nobody waits in a circle: rows of tasks; rows of their own steps in the
 -- order of (run_id, step_slug); rows of runs in the order of run_id; messages of their own tasks. Whatever else of a run is
 -- changed, is changed while its row is held exclusively, and rows of other tasks that somebody else holds are skipped: he
 -- waits for the run, and finds then that it has ended. Who claims waits for nothing: what others hold, he leaves.
+
+-- Hold the rows of the tasks' steps, in order.
+create or replace function pgflow.hold_steps(p_tasks pgflow.task_key[]) returns setof pgflow.step_states
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  return query
+    select st.* from (select distinct k.run_id, k.step_slug from unnest(p_tasks) k) h
+    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug
+    order by st.run_id, st.step_slug for no key update of st;
+end
+$$;
+
+-- Hold the runs' rows, in order: alone where one of them will change, else shared with others that only count. Returns
+-- those that are under way.
+create or replace function pgflow.hold_runs(p_run_ids uuid[], p_alone boolean) returns uuid[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  if p_alone then
+    return array(select h.run_id from (
+      select r.run_id, r.status from pgflow.runs r where r.run_id = any (p_run_ids) order by r.run_id for no key update) h
+      where h.status = 'started');
+  end if;
+  return array(select h.run_id from (
+    select r.run_id, r.status from pgflow.runs r where r.run_id = any (p_run_ids) order by r.run_id for share) h
+    where h.status = 'started');
+end
+$$;
+
+-- Tasks that were ended in this transaction before it was seen that their run or step had ended: they fail with it.
+create or replace function pgflow.void_tasks(p_tasks pgflow.task_key[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  update pgflow.step_tasks t
+  set status = 'failed', failed_at = clock_timestamp(), completed_at = null, output = null, not_before = null, deferred_until = null,
+      error_message = 'its run or step had ended'
+  from unnest(p_tasks) k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
+  update pgflow.step_states st
+  set status = 'failed', failed_at = clock_timestamp(), error_message = 'the run failed'
+  from unnest(p_tasks) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'failed'
+  where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started';
+  perform pgflow.archive_messages(p_tasks);
+end
+$$;
+
+-- Tasks that were changed in this transaction and are still open: those whose run or step has ended meanwhile end with it.
+-- Returns the others. Whoever changes open tasks calls this: who ended the run may have passed them by.
+create or replace function pgflow.keep_open(p_tasks pgflow.task_key[]) returns pgflow.task_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  return pgflow.keep_live(p_tasks, pgflow.hold_runs(array(select distinct k.run_id from unnest(p_tasks) k), false));
+end
+$$;
+
+-- The same where the runs are held; p_live are those that are under way.
+create or replace function pgflow.keep_live(p_tasks pgflow.task_key[], p_live uuid[]) returns pgflow.task_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_open pgflow.task_key[];
+  v_late pgflow.task_key[];
+begin
+  select array_agg(k) filter (where l.is_open), array_agg(k) filter (where not l.is_open) into v_open, v_late
+  from unnest(p_tasks) k cross join lateral (
+    select k.run_id = any (p_live) and exists (
+      select from pgflow.step_states st where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started') as is_open) l;
+  if v_late is not null then
+    perform pgflow.void_tasks(v_late);
+  end if;
+  return v_open;
+end
+$$;
 
 -- End the open tasks of runs, or of some of their steps; whoever works on one finds its completion refused.
 create or replace function pgflow.end_open_tasks(p_run_ids uuid[], p_step_slugs text[], p_error text) returns void

@@ -97,7 +97,7 @@ begin
     returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
   )
   select array_agg(row(s.*)::pgflow.task_key) into v_started from started s;
-  v_started := pgflow.keep_live(v_started);
+  v_started := pgflow.keep_open(v_started);
   if v_started is null then
     return;
   end if;
@@ -120,21 +120,6 @@ create or replace function pgflow.poll_for_tasks(
 ) returns setof pgflow.step_task_record
 language sql set search_path = pg_catalog, pgflow as $$
   select null::pgflow.step_task_record where false
-$$;
-
--- Of tasks that were claimed in this transaction, those whose runs are under way; the others end with their runs.
-create or replace function pgflow.keep_live(p_claimed pgflow.task_key[]) returns pgflow.task_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
-declare
-  v_runs uuid[] := array(select distinct k.run_id from unnest(p_claimed) k);
-  v_live uuid[] := pgflow.hold_runs(v_runs, false);
-begin
-  if cardinality(v_live) < cardinality(v_runs) then
-    perform pgflow.void_tasks(array_agg(k)) from unnest(p_claimed) k where k.run_id <> all (v_live);
-    return (select array_agg(k) from unnest(p_claimed) k where k.run_id = any (v_live));
-  end if;
-  return p_claimed;
-end
 $$;
 
 -- Claim up to p_limit tasks from queues, in their order. Their messages are deleted at once. p_handlers: the actions this

@@ -1,48 +1,5 @@
 -- Completing tasks. Locks in the order that 34_failures tells.
 
--- Hold the rows of the tasks' steps, in order.
-create or replace function pgflow.hold_steps(p_tasks pgflow.task_key[]) returns setof pgflow.step_states
-language plpgsql set search_path = pg_catalog, pgflow as $$
-begin
-  return query
-    select st.* from (select distinct k.run_id, k.step_slug from unnest(p_tasks) k) h
-    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug
-    order by st.run_id, st.step_slug for no key update of st;
-end
-$$;
-
--- Hold the runs' rows, in order: alone where one of them will change, else shared with others that only count. Returns
--- those that are under way.
-create or replace function pgflow.hold_runs(p_run_ids uuid[], p_alone boolean) returns uuid[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
-begin
-  if p_alone then
-    return array(select h.run_id from (
-      select r.run_id, r.status from pgflow.runs r where r.run_id = any (p_run_ids) order by r.run_id for no key update) h
-      where h.status = 'started');
-  end if;
-  return array(select h.run_id from (
-    select r.run_id, r.status from pgflow.runs r where r.run_id = any (p_run_ids) order by r.run_id for share) h
-    where h.status = 'started');
-end
-$$;
-
--- Tasks that were ended in this transaction before it was seen that their run or step had ended: they fail with it.
-create or replace function pgflow.void_tasks(p_tasks pgflow.task_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
-begin
-  update pgflow.step_tasks t
-  set status = 'failed', failed_at = clock_timestamp(), completed_at = null, output = null, not_before = null, deferred_until = null,
-      error_message = 'its run or step had ended'
-  from unnest(p_tasks) k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
-  update pgflow.step_states st
-  set status = 'failed', failed_at = clock_timestamp(), error_message = 'the run failed'
-  from unnest(p_tasks) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'failed'
-  where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started';
-  perform pgflow.archive_messages(p_tasks);
-end
-$$;
-
 -- Fail runs in which a map is to be made of what is no array; returns those runs.
 create or replace function pgflow.fail_type_violations(p_finished pgflow.step_key[]) returns uuid[]
 language plpgsql set search_path = pg_catalog, pgflow as $$
@@ -117,9 +74,28 @@ begin
     returning t.flow_slug, t.run_id, t.step_slug
   )
   select array_agg(row(t.*)::pgflow.step_key) into v_completed from tasks t;
-  perform pgflow.emit_steps('started', v_completed);
-  perform pgflow.emit_steps('completed', v_completed);
+  perform pgflow.emit_followers(v_completed);
   return v_completed;
+end
+$$;
+
+-- Each started and completed before the one behind it.
+create or replace function pgflow.emit_followers(p_steps pgflow.step_key[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_state pgflow.step_states;
+begin
+  if pgflow.has_realtime() then
+    for v_state in
+      select st.* from unnest(p_steps) k
+      join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug
+      join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug
+      order by st.run_id, s.step_index
+    loop
+      perform pgflow.emit_step('started', v_state);
+      perform pgflow.emit_step('completed', v_state);
+    end loop;
+  end if;
 end
 $$;
 

@@ -16,7 +16,7 @@ declare
   v_errors text[];
   v_states pgflow.step_states[];
   v_live uuid[];
-  v_late pgflow.task_key[];
+  v_open pgflow.task_key[];
 begin
   with judged as (
     select i.*, coalesce(i.final, false) as is_final, coalesce(s.opt_max_attempts, f.opt_max_attempts) as max_attempts,
@@ -48,18 +48,13 @@ begin
       select array_agg(h) into v_states from pgflow.hold_steps(v_lost) h;
     end if;
     v_live := pgflow.hold_runs(array(select distinct k.run_id from unnest(v_all) k), v_lost is not null);
-    v_late := (select array_agg(k) from unnest(v_all) k where k.run_id <> all (v_live));
-    if v_late is not null then
-      perform pgflow.void_tasks(v_late);
-    end if;
-    if v_back is not null then
-      perform pgflow.queue_again(array_agg(b.task), array_agg(b.delay))
-      from (select row(k.flow_slug, k.run_id, k.step_slug, k.task_index, k.message_id)::pgflow.task_key as task, d.delay, k.run_id
-            from unnest(v_back) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
-            join unnest(v_delays) with ordinality as d (delay, n) on d.n = k.n) b
-      where b.run_id = any (v_live)
-      having count(*) > 0;
-    end if;
+    v_open := pgflow.keep_live(v_back, v_live);
+    perform pgflow.queue_again(array_agg(b.task), array_agg(b.delay))
+    from (select row(k.flow_slug, k.run_id, k.step_slug, k.task_index, k.message_id)::pgflow.task_key as task, d.delay
+          from unnest(v_back) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
+          join unnest(v_delays) with ordinality as d (delay, n) on d.n = k.n) b
+    where b.task = any (v_open)
+    having count(*) > 0;
     if v_lost is not null then
       perform pgflow.archive_messages(v_lost);
       perform pgflow.end_exhausted(v_lost, v_errors, v_states, v_live);
@@ -73,8 +68,7 @@ begin
            i.run_id, i.step_slug, i.task_index
     from unnest(p_run_ids, p_step_slugs, p_task_indexes) as i (run_id, step_slug, task_index)
     left join unnest(v_lost) l on l.run_id = i.run_id and l.step_slug = i.step_slug and l.task_index = i.task_index
-    left join unnest(v_back) b on b.run_id = i.run_id and b.step_slug = i.step_slug and b.task_index = i.task_index
-      and b.run_id = any (v_live);
+    left join unnest(v_open) b on b.run_id = i.run_id and b.step_slug = i.step_slug and b.task_index = i.task_index;
 end
 $$;
 
@@ -219,7 +213,7 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_back pgflow.task_key[];
   v_delays double precision[];
-  v_live uuid[];
+  v_open pgflow.task_key[];
 begin
   with back as (
     update pgflow.step_tasks t
@@ -234,13 +228,12 @@ begin
   if v_back is null then
     return;
   end if;
-  v_live := pgflow.hold_runs(array(select distinct k.run_id from unnest(v_back) k), false);
-  perform pgflow.void_tasks(array_agg(k)) from unnest(v_back) k where k.run_id <> all (v_live) having count(*) > 0;
+  v_open := pgflow.keep_open(v_back);
   perform pgflow.queue_again(array_agg(b.task), array_agg(b.delay))
-  from (select row(k.flow_slug, k.run_id, k.step_slug, k.task_index, k.message_id)::pgflow.task_key as task, d.delay, k.run_id
+  from (select row(k.flow_slug, k.run_id, k.step_slug, k.task_index, k.message_id)::pgflow.task_key as task, d.delay
         from unnest(v_back) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
         join unnest(v_delays) with ordinality as d (delay, n) on d.n = k.n) b
-  where b.run_id = any (v_live) having count(*) > 0;
+  where b.task = any (v_open) having count(*) > 0;
   return query select k.run_id, k.step_slug, k.task_index from unnest(v_back) k;
 end
 $$;

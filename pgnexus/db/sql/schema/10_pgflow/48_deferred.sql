@@ -5,14 +5,27 @@ create or replace function pgflow.defer_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_tokens uuid[],
   p_until timestamptz[], p_details jsonb[]
 ) returns setof uuid
-language sql set search_path = pg_catalog, pgflow as $$
-  update pgflow.step_tasks t
-  set deferred_until = i.until, deferral_token = i.token, deferral = i.details, last_worker_id = null
-  from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_tokens, p_until, p_details)
-    as i (run_id, step_slug, task_index, attempt, token, until, details)
-  where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
-    and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
-  returning t.deferral_token
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_deferred pgflow.task_key[];
+begin
+  with deferred as (
+    update pgflow.step_tasks t
+    set deferred_until = i.until, deferral_token = i.token, deferral = i.details, last_worker_id = null
+    from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_tokens, p_until, p_details)
+      as i (run_id, step_slug, task_index, attempt, token, until, details)
+    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
+      and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
+    returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task
+  )
+  select array_agg(d.task) into v_deferred from deferred d;
+  if v_deferred is not null then
+    v_deferred := pgflow.keep_open(v_deferred);
+    return query
+      select t.deferral_token from unnest(v_deferred) k
+      join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
+  end if;
+end
 $$;
 
 -- The tasks that still wait for these tokens, with the attempt that waits, in the order of the tokens.
@@ -133,13 +146,21 @@ create or replace function pgflow.report_progress(
   p_worker_id uuid, p_run_id uuid, p_step_slug text, p_task_index int, p_attempt int, p_progress jsonb
 ) returns boolean
 language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_task pgflow.task_key[];
 begin
-  update pgflow.step_tasks t set progress = p_progress
-  where t.run_id = p_run_id and t.step_slug = p_step_slug and t.task_index = p_task_index
-    and case t.status when 'started' then t.attempts_count = p_attempt and t.last_worker_id = p_worker_id end;
-  if found then
-    perform pgflow.notify_runs(array[p_run_id]);
+  with told as (
+    update pgflow.step_tasks t set progress = p_progress
+    where t.run_id = p_run_id and t.step_slug = p_step_slug and t.task_index = p_task_index
+      and case t.status when 'started' then t.attempts_count = p_attempt and t.last_worker_id = p_worker_id end
+    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+  )
+  select array_agg(row(t.*)::pgflow.task_key) into v_task from told t;
+  v_task := pgflow.keep_open(v_task);
+  if v_task is null then
+    return false;
   end if;
-  return found;
+  perform pgflow.notify_runs(array[p_run_id]);
+  return true;
 end
 $$;

@@ -73,6 +73,7 @@ begin
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
+  v_back := pgflow.keep_open(v_back);
   if v_back is not null then
     perform pgflow.queue_again(v_back, array_fill(0::double precision, array[cardinality(v_back)]));
   end if;
@@ -115,6 +116,7 @@ begin
     returning t.flow_slug, t.run_id, t.step_slug, t.task_index, null::bigint
   )
   select array_agg(row(m.*)::pgflow.task_key) into v_due from moved m;
+  v_due := pgflow.keep_open(v_due);
   perform pgflow.send_queued(v_due);
   return query
     select coalesce(cardinality(v_due), 0),
@@ -156,6 +158,7 @@ begin
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
+  v_back := pgflow.keep_open(v_back);
   if v_back is not null then
     perform pgflow.queue_again(v_back, array_fill(0::double precision, array[cardinality(v_back)]));
   end if;
