@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ Without a database of your own, an embedded PostgreSQL is started on demand and 
 same directory; nothing has to be set up. Every [setting](settings.md) is read from `pgnexus.toml` and the environment.
 
 Results go to stdout, everything about them to stderr. With `--json`, stdout has one JSON document, or one a line where
-there may be many (`requests`, `models`, `cancel`, and the events of `up`); an error is `{"error": {"type", "message"}}`
-on stderr, with `request_id` where there is one. When a request fails, `ask`, `result` and `retry --wait` print both:
-the result, with its `status` and `error`, is on stdout as for a success, and the error is on stderr. So read stdout
-for what became of the request, and the exit code for whether it worked.
+there may be many (`requests`, `models`, `cancel`, `flow list`, `flow runs`, the events of `up` and of
+`flow run --watch`, …); an error is `{"error": {"type", "message"}}` on stderr, with `request_id` or `run_id` where
+there is one. When a request or a run fails, `ask`, `result`, `retry --wait` and `flow start --wait` print both: the
+result, with its `status` and `error`, is on stdout as for a success, and the error is on stderr. So read stdout for
+what became of it, and the exit code for whether it worked.
 
 Where stdout is no terminal, tables are 200 columns wide, or `COLUMNS` when that is set.
 """
@@ -85,11 +87,18 @@ def page() -> str:
     group = typer.main.get_command(app)
     commands: dict[str, Any] = group.commands  # type: ignore[attr-defined]
     parts = [_HEAD, "## Exit codes\n\n" + _exit_codes(), "## Options of every verb\n\n" + _shared(commands)]
-    for name, command in commands.items():
+    for name, command in walk(commands):
         parts.append(_verb(name, command))
         if name == "batch":
             parts.append(_BATCH)
     return "\n".join(parts)
+
+
+def walk(commands: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every verb by all its words, those of groups behind the group's own."""
+    for name, command in commands.items():
+        yield before + name, command
+        yield from walk(getattr(command, "commands", {}), f"{before}{name} ")
 
 
 def _exit_codes() -> str:
@@ -107,7 +116,8 @@ def _verb(name: str, command: Any) -> str:
     arguments = [one for one in own if one.param_type_name == "argument"]
     options = [one for one in own if one.param_type_name == "option" and one.name != "help"]
     words = " ".join(_placeholder(one) for one in arguments)
-    parts = [f"## `{f'pgnexus {name} {words}'.strip()}`\n", inspect.cleandoc(command.help) + "\n"]
+    level = "##" if " " not in name else "###"
+    parts = [f"{level} `{f'pgnexus {name} {words}'.strip()}`\n", inspect.cleandoc(command.help) + "\n"]
     if arguments:
         rows = [f"| `{_placeholder(one).strip('[]')}` | {_help(one)} |" for one in arguments]
         parts.append(_table("| argument | meaning |", rows))
@@ -118,7 +128,7 @@ def _verb(name: str, command: Any) -> str:
 
 def _options(options: list[Any]) -> str:
     rows = [
-        f"| {', '.join(f'`{name}`' for name in one.opts)} | {_default(one)} | {_help(one)} |"
+        f"| {', '.join(f'`{name}`' for name in [*one.opts, *one.secondary_opts])} | {_default(one)} | {_help(one)} |"
         for one in options
     ]
     return _table("| option | default | meaning |", rows)

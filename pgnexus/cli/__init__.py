@@ -14,6 +14,7 @@ from pgnexus.cli.ask import ask
 from pgnexus.cli.batch import batch
 from pgnexus.cli.demo import demo
 from pgnexus.cli.doctor import doctor
+from pgnexus.cli.flow import flow
 from pgnexus.cli.installation import migrate, roles, version
 from pgnexus.cli.output import Output
 from pgnexus.cli.queues import models, queues
@@ -29,7 +30,7 @@ _UsageError: Final = cast("type[Exception]", typer.BadParameter.__base__)
 _EPILOG: Final = (
     "Every setting is also read from pgnexus.toml and from the environment (PGNEXUS_DATABASE_URL, …). "
     "Without a database of your own an embedded PostgreSQL is started on demand. "
-    "Exit codes: 0 ok, 1 failed, 2 usage, 3 database, 4 no result in time, 5 cancelled, 6 unknown request, "
+    "Exit codes: 0 ok, 1 failed, 2 usage, 3 database, 4 no result in time, 5 cancelled, 6 unknown, "
     "130 interrupted."
 )
 
@@ -50,6 +51,7 @@ for panel, verbs in {
 }.items():
     for command in verbs:
         app.command(rich_help_panel=panel, no_args_is_help=False)(command)
+app.add_typer(flow, rich_help_panel="Look and change")
 
 
 @app.callback()

@@ -1,12 +1,12 @@
 """Under every verb: the exit codes that scripts can rely on, and the one for each error.
 
 0    it worked
-1    the request failed; `batch`, `cancel`: some did, or OUT cannot be written; `doctor`: something is to be mended
-2    wrong usage, settings or request; nothing was stored
+1    it failed; `batch`, `cancel`: some did, or no OUT; `doctor`: mend something; `flow signal`, `retry`: refused
+2    wrong usage, settings, request, flow or schedule; nothing was stored
 3    the database: not there, without its schema, or unsuitable
-4    no result in time: the request's deadline passed, or the wait is over and the request goes on
-5    the request was cancelled
-6    no such request
+4    no result in time: the request's deadline passed, or the wait is over and the request or run goes on
+5    the request or run was cancelled
+6    no such request, flow, run or schedule
 70   a fault in pgnexus itself
 130  interrupted by Ctrl-C or SIGTERM; what was accepted stays accepted
 """
@@ -16,15 +16,25 @@ from __future__ import annotations
 from typing import Final
 
 from pgnexus.cli.batch_files import UnwritableOutput
+from pgnexus.cli.flow_input import UnknownSchedule
 from pgnexus.errors import (
     DatabaseError,
+    InvalidFlow,
     InvalidRequest,
+    InvalidSchedule,
     InvalidSettings,
+    NotWaiting,
     RequestCancelled,
     RequestError,
     RequestTimeout,
     ResultPending,
+    RunCancelled,
+    RunError,
+    RunPending,
+    StepError,
+    UnknownFlow,
     UnknownRequest,
+    UnknownRun,
 )
 from pgnexus.messages import Status
 
@@ -42,12 +52,22 @@ INTERRUPTED: Final = 130
 _BY_ERROR: Final[tuple[tuple[type[Exception], int], ...]] = (
     (InvalidRequest, USAGE),
     (InvalidSettings, USAGE),
+    (InvalidFlow, USAGE),
+    (InvalidSchedule, USAGE),
     (DatabaseError, DATABASE),
     (RequestTimeout, TIMEOUT),
     (ResultPending, TIMEOUT),
+    (RunPending, TIMEOUT),
     (RequestCancelled, CANCELLED),
+    (RunCancelled, CANCELLED),
     (UnknownRequest, UNKNOWN),
+    (UnknownFlow, UNKNOWN),
+    (UnknownRun, UNKNOWN),
+    (UnknownSchedule, UNKNOWN),
     (RequestError, FAILED),
+    (RunError, FAILED),
+    (NotWaiting, FAILED),
+    (StepError, FAILED),
     (UnwritableOutput, FAILED),
 )
 _BY_STATUS: Final[dict[Status, int]] = {

@@ -17,7 +17,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from pgnexus.caller.results import JobResult
-from pgnexus.errors import PgnexusError, RequestError, ResultPending, UnknownRequest
+from pgnexus.errors import PgnexusError, RequestError, ResultPending, RunError, RunPending, UnknownRequest
 from pgnexus.messages import LLMResult
 
 _THEME = Theme(
@@ -75,6 +75,8 @@ class Output:
         document: dict[str, Any] = {"type": error.type, "message": str(error)}
         if isinstance(error, (RequestError, ResultPending, UnknownRequest)):
             document["request_id"] = str(error.request_id)
+        elif isinstance(error, (RunError, RunPending)):
+            document["run_id"] = str(error.run_id)
         self._failure(document)
 
     def fault(self, error: Exception) -> None:

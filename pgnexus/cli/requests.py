@@ -99,7 +99,7 @@ async def requests(
     await app.start()
     try:
         found = await app.service.search(
-            agent_id=agent_id, task_type=task_type, status=status, workflow=workflow, since=_moment(since), limit=limit
+            agent_id=agent_id, task_type=task_type, status=status, workflow=workflow, since=moment(since), limit=limit
         )  # fmt: skip
     finally:
         await app.stop()
@@ -209,7 +209,8 @@ async def retry(
     return exits.OK
 
 
-def _moment(text: str | None) -> datetime | None:
+def moment(text: str | None) -> datetime | None:
+    """The time that --since names; raises `InvalidRequest`."""
     if text is None:
         return None
     if matched := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip()):

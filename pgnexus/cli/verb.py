@@ -63,8 +63,9 @@ class Cli:
         self.verbose = bool(shared["verbose"])
         self.output = Output(json=bool(shared["json"]))
 
-    def settings(self, **overrides: Any) -> Settings:
-        """The settings of all sources, those of the command line above all."""
+    def settings(self, *, flows: bool = False, **overrides: Any) -> Settings:
+        """The settings of all sources, those of the command line above all; ``flows`` are for `up` to run."""
+        overrides |= {} if flows else {"flows": []}
         database_url, data_dir = self._shared["database_url"], self._shared["data_dir"]
         settings = Settings.load(database_url=database_url, data_dir=data_dir, **overrides)
         if data_dir is not None and settings.database_url is not None:
