@@ -49,10 +49,10 @@ begin
     update pgflow.step_states st
     set status = case when k.open > 0 then 'started' else 'created' end, failed_at = null, error_message = null,
         started_at = case when k.open > 0 then clock_timestamp() end, remaining_tasks = nullif(k.open, 0)
-    from (select o.step_slug, count(t.*)::int as open
+    from (select o.step_slug, (select count(*)::int from pgflow.step_tasks t
+                               where t.run_id = retry_run.run_id and t.step_slug = o.step_slug and t.status <> 'completed') as open
           from pgflow.step_states o
-          left join pgflow.step_tasks t on t.run_id = o.run_id and t.step_slug = o.step_slug and t.status <> 'completed'
-          where o.run_id = retry_run.run_id and o.status in ('failed', 'started') group by 1) k
+          where o.run_id = retry_run.run_id and o.status in ('failed', 'started') for update skip locked) k
     where st.run_id = retry_run.run_id and st.step_slug = k.step_slug
     returning st.flow_slug, st.run_id, st.step_slug, st.status
   )
