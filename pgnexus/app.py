@@ -57,7 +57,7 @@ class App:
         report: Report = lambda _: None,
     ) -> None:
         self.settings = settings
-        self._wants_flows = [*flows, *(load_flow(path) for path in settings.flows)]
+        self._wants_flows = list(flows)
         self._builder = builder
         self._wants_executor = executor or bool(self._wants_flows) or builder is not None
         if (self._wants_flows or builder is not None) and LlmRequest not in self._wants_flows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
 from typing import Any, get_args
 from uuid import UUID
@@ -67,6 +67,10 @@ class Executor:
         """Start what was asked, then stop; nobody here is told how runs end any more."""
         await self._starts.close()
         await self._waiters.stop()
+
+    def changed(self, run_ids: Iterable[UUID]) -> None:
+        """Something changed in these runs: look at once, whatever NOTIFY says of them later."""
+        self._waiters.changed(map(str, run_ids))
 
     async def start(
         self, flow: FlowRef, input: Any = None, *, key: str | None = None, run_id: UUID | None = None

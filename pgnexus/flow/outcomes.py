@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 RUNS_CHANNEL = "pgflow_runs"
 TASKS_CHANNEL = "pgflow_tasks"
 _MOST_FOLLOWERS = 1000  # that a call brings along
+_FEW = 20  # tasks in a call after which this process need not wait for its own NOTIFY
 
 
 class Refused(Exception):
@@ -38,7 +39,7 @@ class Outcomes:
 
     ``on_claimed`` gets the rows of tasks that a completion brought along; ``on_room`` hears when slots came free
     that these did not fill, ``on_doubt`` when a call broke off that may have claimed something, ``on_delay``
-    when something was stored that is due later.
+    when something was stored that is due later, ``on_stored`` in which runs something changed, in a few words.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Outcomes:
         on_room: Callable[[], None],
         on_doubt: Callable[[], None],
         on_delay: Callable[[], None],
+        on_stored: Callable[[Iterable[UUID]], None],
     ) -> None:
         self._db = db
         self._store = store
@@ -65,6 +67,7 @@ class Outcomes:
         self._on_room = on_room
         self._on_doubt = on_doubt
         self._on_delay = on_delay
+        self._on_stored = on_stored
         self._idle = asyncio.Event()
         self._completed: Outbox[Completed] = Outbox("completions", self._complete, self._refuse_output)
         self._failed: Outbox[Failed] = Outbox("failures", self._fail, self._refuse_error, concurrency=1)
@@ -145,6 +148,8 @@ class Outcomes:
                 raise
         if not notify:
             self._tell(held)
+        if len(held) <= _FEW:
+            self._on_stored(one.run_id for one in held)
         claimed = [row for row in rows if row.outcome == "claimed"]
         if len(claimed) < len(rows):
             self._say_refused(rows)

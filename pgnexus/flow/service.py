@@ -60,6 +60,7 @@ class FlowService:
                 settings,
                 kinds=kinds,
                 on_delay=self._recovery.expect,
+                on_stored=self.executor.changed,
             )
 
     async def start(self) -> None:

@@ -7,7 +7,7 @@ safety net that looks every poll_interval.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -75,20 +75,24 @@ class RunWaiters:
         self._named.add(str(run_id))
         self._looper.wake()
 
-    def _notified(self, payload: str) -> None:
-        if payload:
-            named = payload.split(",")
-            if self._ends:
-                self._named.update(self._ends.keys() & named)
-        else:  # some were not told: the listener was away
-            named = list(self._changes)
-            self._look_at_all = bool(self._ends)
-        if self._changes:
-            for run_id in named:
-                for event in self._changes.get(run_id, ()):
-                    event.set()
+    def changed(self, run_ids: Iterable[str]) -> None:
+        """Something changed in these runs."""
+        for run_id in run_ids:
+            if run_id in self._ends:
+                self._named.add(run_id)
+            for event in self._changes.get(run_id, ()):
+                event.set()
         if self._named or self._look_at_all:
             self._looper.wake()
+
+    def _notified(self, payload: str) -> None:
+        if not self._ends and not self._changes:
+            return
+        if payload:
+            self.changed(payload.split(","))
+        else:  # some were not told: the listener was away
+            self._look_at_all = bool(self._ends)
+            self.changed(list(self._changes))
 
     async def _look(self) -> float | None:
         # woken with names: only those; now and then, or after a gap in listening: everybody

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
+from uuid import UUID
 
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
@@ -37,7 +38,7 @@ class Worker:
     """Claims tasks from the queues of its flows while it has free slots, and runs them.
 
     ``kinds`` says what tasks of this process may wait for, beside signals. ``on_delay`` hears when something
-    was stored that is due at a later time.
+    was stored that is due at a later time, ``on_stored`` in which runs something changed, when these are few.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Worker:
         *,
         kinds: Kinds | None = None,
         on_delay: Callable[[], None] = lambda: None,
+        on_stored: Callable[[Iterable[UUID]], None] = lambda _: None,
     ) -> None:
         self._db = db
         self._registry = registry
@@ -69,6 +71,7 @@ class Worker:
             on_room=self._room,
             on_doubt=self._doubt,
             on_delay=on_delay,
+            on_stored=on_stored,
         )
         self._handling = Handling(
             db,

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from pydantic import BaseModel
 
+from pgnexus.app import load_flow
 from pgnexus.db.database import Database
 from pgnexus.errors import (
     InvalidFlow,
@@ -364,17 +365,23 @@ async def test_a_flow_built_at_run_time_is_run_by_every_worker_with_its_actions(
         assert await other.executor.execute(built, {"x": 3}, timeout=20) == 12
 
 
-async def test_flows_of_the_settings_are_imported(database_url):
-    async with started(database_url, flows=["tests.flow.a_flow:flow"]) as app:
-        assert await app.executor.execute("greeting", "Ann") == "Hello Ann"
-    for path, match in [
+async def test_a_flow_is_found_by_its_modules_name(database_url):
+    flow = load_flow("tests.flow.a_flow:flow")
+    async with started(database_url, flow) as app:
+        assert await app.executor.execute(flow, "Ann") == "Hello Ann"
+
+
+@pytest.mark.parametrize(
+    ("path", "match"),
+    [
         ("tests.flow.a_flow", "names no flow"),
         ("tests.flow.nowhere:flow", "cannot be imported"),
         ("tests.flow.a_flow:nothing", "is no Flow"),
-    ]:
-        with pytest.raises(InvalidSettings, match=match):
-            async with started(database_url, flows=[path]):
-                pass
+    ],
+)
+def test_a_path_that_names_no_flow_says_what_is_wrong(path, match):
+    with pytest.raises(InvalidSettings, match=match):
+        load_flow(path)
 
 
 async def test_a_signal_for_a_step_that_does_not_wait_is_refused(database_url):
