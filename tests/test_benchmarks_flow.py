@@ -54,7 +54,7 @@ def test_a_run_prints_its_command_and_leaves_no_database(
 
     found = json.loads(path.read_text())
     assert set(found["summary"]["chain"]) == {"protocol", "sql"}
-    assert list(found["ratios"]) == ["chain: sql to protocol, speed"]
+    assert list(found["ratios"]) == ["chain: sql to protocol, speed", "chain: protocol to sql, server cpu"]
     assert found["steps"] == {"chain": 1500}
     assert found["command"].startswith("python -m benchmarks.flow --quick --case chain")
     assert "steps per second" in capsys.readouterr().out
@@ -65,7 +65,10 @@ def test_a_run_prints_its_command_and_leaves_no_database(
 
 def test_ratios_compare_within_one_run() -> None:
     def runs(*speeds: float) -> list[dict[str, float | None]]:
-        return [{"steps_per_second": speed, "ms_per_step": 1000 / speed} for speed in speeds]
+        return [
+            {"steps_per_second": speed, "ms_per_step": 1000 / speed, "server_cpu_ms_per_step": 100 / speed}
+            for speed in speeds
+        ]
 
     found = ratios(
         {
@@ -78,7 +81,9 @@ def test_ratios_compare_within_one_run() -> None:
 
     assert found == {
         "wide-100: sql to protocol, speed": 7.5,
+        "wide-100: protocol to sql, server cpu": 7.5,
         "sql: wide-8000 to wide-100, cost of a step": 2,
+        "sql: wide-8000 to wide-100, server cpu": 2,
         "sql: workers-4 to workers-1, speed": 2.5,
     }
 

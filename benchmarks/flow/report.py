@@ -10,7 +10,7 @@ from benchmarks import report
 from benchmarks.flow.ways import WAYS
 from benchmarks.report import Results
 
-_SPEED, _COST = "steps_per_second", "ms_per_step"
+_SPEED, _COST, _CPU = "steps_per_second", "ms_per_step", "server_cpu_ms_per_step"
 _BASES = ("protocol", "protocol-1")
 
 
@@ -20,7 +20,7 @@ def ratios(results: Results) -> dict[str, float]:
 
     def note(name: str, over: tuple[str, str], under: tuple[str, str], key: str) -> None:
         pairs = zip(_runs(results, over, key), _runs(results, under, key), strict=False)
-        shares = [mine / theirs for mine, theirs in pairs]
+        shares = [mine / theirs for mine, theirs in pairs if theirs]
         if shares:
             found[name] = round(statistics.median(shares), 3)
 
@@ -29,9 +29,11 @@ def ratios(results: Results) -> dict[str, float]:
             for way in ways:
                 if way not in _BASES:
                     note(f"{case}: {way} to {base}, speed", (case, way), (case, base), _SPEED)
+                    note(f"{case}: {base} to {way}, server cpu", (case, base), (case, way), _CPU)
     for way in WAYS:
         for wide in ("wide-1000", "wide-8000"):
             note(f"{way}: {wide} to wide-100, cost of a step", (wide, way), ("wide-100", way), _COST)
+            note(f"{way}: {wide} to wide-100, server cpu", (wide, way), ("wide-100", way), _CPU)
         for many in ("workers-4", "workers-8"):
             note(f"{way}: {many} to workers-1, speed", (many, way), ("workers-1", way), _SPEED)
     return found
