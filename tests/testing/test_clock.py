@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import pgnexus
-from pgnexus.errors import RequestTimeout, RetryLater, RunFailed, ServiceMisused
+from pgnexus.errors import ProviderUnavailable, RequestTimeout, RetryLater, RunFailed, ServiceMisused
 from pgnexus.flow.cron import Cron
 from pgnexus.flow.graph import Flow
 from pgnexus.flow.schedule import Schedules
 from pgnexus.testing import FakeLLM, advance, drain
 from tests.flow.running import started
-from tests.system import fast, running, sql
+from tests.system import fast, running, sql, until
 
 HOUR = timedelta(hours=1)
 
@@ -77,6 +78,73 @@ async def test_a_request_that_nobody_takes_up_is_overdue(database_url):
         await advance(llm, HOUR)
         with pytest.raises(RequestTimeout):
             await handle.result(timeout=20)
+
+
+async def test_a_provider_that_is_down_is_asked_again_later(database_url):
+    fake = FakeLLM(ProviderUnavailable("down"))
+    async with pgnexus.open(fast(database_url, retry_base_delay=600), providers=fake) as llm:
+        handle = await llm.enqueue("gpt-4o", "x", timeout=36000)
+        assert (await drain(llm)).delayed == 1
+        fake.answer = "up"
+        await advance(llm, 3600)
+        assert (await handle.result(timeout=20)).text == "up"
+        assert len(fake.calls) == 2
+
+
+async def test_a_request_between_two_attempts_is_overdue_too(database_url, db):
+    fake = FakeLLM(ProviderUnavailable("down"))
+    async with pgnexus.open(fast(database_url, retry_base_delay=600), providers=fake) as llm:
+        handle = await llm.enqueue("gpt-4o", "x", timeout=36000)
+        await drain(llm)
+        await advance(llm, 36000)
+        with pytest.raises(RequestTimeout):
+            await handle.result(timeout=20)
+        assert (await drain(llm)).delayed == 0
+        assert len(fake.calls) == 1
+
+
+async def test_an_llm_step_waits_no_longer_than_it_says(database_url):
+    flow, hangs = Flow("asks"), asyncio.Event()
+    flow.llm(slug="ask", timeout=3600, max_attempts=1)(lambda input: "?")
+
+    async def answer(request: pgnexus.LLMRequest) -> str:
+        await hangs.wait()
+        return "late"
+
+    settings = fast(database_url)
+    async with pgnexus.executor(flow, settings=settings, providers=FakeLLM(answer)) as executor:
+        handle = await executor.start(flow)
+        await until(lambda: waits(handle))
+        await advance(executor, 3700)
+        with pytest.raises(RunFailed, match="step ask"):
+            await handle.result(timeout=20)
+        hangs.set()
+
+
+async def waits(handle: pgnexus.RunHandle) -> bool:
+    return (await handle.status()).step("ask").waits_for == "llm"
+
+
+async def test_time_may_pass_while_everything_runs(database_url, caplog):
+    flow = Flow("busy")
+
+    @flow.step
+    async def numbers(input: int) -> list[int]:
+        return list(range(input))
+
+    @flow.map(over=numbers, base_delay=1)
+    async def each(one: int, ctx: pgnexus.Context) -> int:
+        if ctx.attempt == 1 and one % 3 == 0:
+            raise RetryLater("not yet", delay=one)
+        return one
+
+    async with pgnexus.executor(flow, settings=fast(database_url), providers=FakeLLM("hi")) as executor:
+        handles = [await executor.start(flow, 50) for _ in range(10)]
+        for _ in range(20):
+            await advance(executor, 5)
+        await drain(executor)
+        assert [await handle.result(timeout=20) for handle in handles] == [list(range(50))] * 10
+    assert "deadlock" not in caplog.text
 
 
 async def test_deadlines_go_along_in_messages(database_url, db):
