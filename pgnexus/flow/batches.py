@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from pgnexus.db.connection import is_data_fault
 from pgnexus.errors import DatabaseUnavailable
+from pgnexus.portions import LARGEST_STATEMENT
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +24,10 @@ _WORTH_A_SECOND = 100  # items for which another call is made beside the one und
 class Outbox(Generic[Item]):
     """Gathers what is put while a call is under way into the next one; nobody waits for a single item.
 
-    ``store`` gets up to ``max_batch`` items. When it raises a fault of the data, the batch is halved until the
-    culprit stands alone, which goes to ``refuse``. After any other fault it is called again with the same items.
-    Another call begins beside the one under way when there is enough for it, so that the database works while
-    this process does.
+    ``store`` gets up to `MAX_BATCH` items, fewer when they are large by ``size`` (in characters). When it raises
+    a fault of the data, the batch is halved until the culprit stands alone, which goes to ``refuse``. After any
+    other fault it is called again with the same items. Another call begins beside the one under way when there is
+    enough for it, so that the database works while this process does.
     """
 
     def __init__(
@@ -35,13 +36,13 @@ class Outbox(Generic[Item]):
         store: Callable[[list[Item]], Awaitable[None]],
         refuse: Callable[[Item, Exception], None],
         *,
-        max_batch: int = MAX_BATCH,
+        size: Callable[[Item], int] = lambda _: 1,
         concurrency: int = 2,
     ) -> None:
         self._name = name
         self._store = store
         self._refuse = refuse
-        self._max_batch = max_batch
+        self._size = size
         self._concurrency = concurrency
         self._waiting: deque[Item] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -69,11 +70,19 @@ class Outbox(Generic[Item]):
     def _start(self) -> None:
         self._scheduled = False
         while self._waiting and self._may_start():
-            size = min(len(self._waiting), self._max_batch)
-            batch = [self._waiting.popleft() for _ in range(size)]
-            task = asyncio.create_task(self._send(batch), name=self._name)
+            task = asyncio.create_task(self._send(self._batch()), name=self._name)
             self._running.add(task)
             task.add_done_callback(self._finished)
+
+    def _batch(self) -> list[Item]:
+        batch: list[Item] = []
+        total = 0
+        while self._waiting and len(batch) < MAX_BATCH:
+            total += self._size(self._waiting[0])
+            if batch and total > LARGEST_STATEMENT:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

@@ -117,14 +117,15 @@ class Holdings:
         self._slots = slots
         self._reserved = 0
         self.held: set[Held] = set()
-        self.open = True  # claims more
+        self.open = True  # claims more, until this worker leaves
+        self.doubtful = False  # claims nothing until it is known what the database takes for held here
         self.calls = 0  # that may bring claims
 
     @contextmanager
     def reserve(self, most: int, *, ending: int = 0) -> Iterator[int]:
         """How many tasks a call may claim that ends ``ending`` of those held; 0 when nothing is to be claimed."""
         free = self._slots - len(self.held) - self._reserved
-        claim = max(0, min(most, free + ending)) if self.open else 0
+        claim = max(0, min(most, free + ending)) if self.open and not self.doubtful else 0
         more = max(0, claim - ending)  # than the slots that it makes free itself
         self._reserved += more
         self.calls += claim > 0

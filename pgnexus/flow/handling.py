@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from pgnexus.db.connection import Connection
 from pgnexus.db.database import Database
-from pgnexus.errors import RetryLater, StepFailed
+from pgnexus.errors import DatabaseUnavailable, RetryLater, StepFailed
 from pgnexus.flow.claims import Held, Stop, describe
 from pgnexus.flow.context import Context
 from pgnexus.flow.later import Later
@@ -100,25 +100,31 @@ class Handling:
 
     async def _transact(self, held: Held) -> None:
         """The handler's own transaction: what it does there and the completion of its task commit together."""
-        step = held.planned.step
         held.deadline = math.inf
         async with self._transactions:
             held.begin(held.task)  # the wait for a connection was none of its time
             try:
-                async with self._db.connection() as connection, connection.transaction():
-                    context = self._context(held, held.planned, connection=connection)
-                    value = await step.call(held.input, held.flow_input, context)
-                    if type(value) is Later:
-                        rows = await self._outcomes.defer_in(connection, held, value)
-                    else:
-                        output = step.encode(value, self._max_bytes)
-                        rows = await self._outcomes.complete_in(connection, held, output)
+                with self._outcomes.room_for_next() as claim:
+                    rows = await self._run_inside(held, claim)
             except Refused:
                 held.task = None
                 self._outcomes.refused(held)
                 return
+            except (DatabaseUnavailable, asyncio.CancelledError):
+                self._outcomes.doubt()
+                raise
         held.task = None
         self._outcomes.committed(held, rows)
+
+    async def _run_inside(self, held: Held, claim: int) -> list[Any]:
+        step = held.planned.step
+        async with self._db.connection() as connection, connection.transaction():
+            context = self._context(held, held.planned, connection=connection)
+            value = await step.call(held.input, held.flow_input, context)
+            if type(value) is Later:
+                return await self._outcomes.defer_in(connection, held, value)
+            output = step.encode(value, self._max_bytes)
+            return await self._outcomes.complete_in(connection, held, output, claim)
 
     def _context(
         self,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
-from pgnexus.db.connection import Connection
+from pgnexus.db.connection import Connection, is_data_fault
 from pgnexus.db.database import Database
 from pgnexus.db.notifier import Notifier
 from pgnexus.errors import DatabaseUnavailable
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 RUNS_CHANNEL = "pgflow_runs"
 TASKS_CHANNEL = "pgflow_tasks"
 _MOST_FOLLOWERS = 1000  # that a call brings along
+_UNSTORABLE = "its error, or the delay it asked for, cannot be stored; see the worker's log"
 _FEW = 20  # tasks in a call after which this process need not wait for its own NOTIFY
 
 
@@ -69,7 +71,9 @@ class Outcomes:
         self._on_delay = on_delay
         self._on_stored = on_stored
         self._idle = asyncio.Event()
-        self._completed: Outbox[Completed] = Outbox("completions", self._complete, self._refuse_output)
+        self._completed: Outbox[Completed] = Outbox(
+            "completions", self._complete, self._refuse_output, size=_size
+        )
         self._failed: Outbox[Failed] = Outbox("failures", self._fail, self._refuse_error, concurrency=1)
         self._released: Outbox[Released] = Outbox("releases", self._release, self._give_up, concurrency=1)
         self._deferred: Outbox[Deferred] = Outbox(
@@ -95,11 +99,11 @@ class Outcomes:
         log.info("%s: attempt %d had been taken from this worker", held, held.attempt)
         self._ended([held])
 
-    async def complete_in(self, connection: Connection, held: Held, output: str) -> list[Any]:
+    async def complete_in(self, connection: Connection, held: Held, output: str, claim: int) -> list[Any]:
         """Complete a task in a transaction of its own; raises `Refused`. Tell `committed` afterwards."""
         rows = await self._store.complete(
             [Completed(held, output, None)],
-            claim=1 if self._holdings.open else 0,  # into the slot of the one that ends
+            claim=claim,
             handlers=self._handlers,
             notify=True,
             connection=connection,
@@ -113,6 +117,10 @@ class Outcomes:
         if not await self._ask(connection, [self._later(held, later)]):
             raise Refused
         return []
+
+    def room_for_next(self) -> AbstractContextManager[int]:
+        """The number of tasks to claim in the transaction of a task, into its slot; enter it around the whole."""
+        return self._holdings.reserve(1, ending=1)
 
     def committed(self, held: Held, claimed: list[Any]) -> None:
         """The transaction of `complete_in` or `defer_in` is committed."""
@@ -142,8 +150,8 @@ class Outcomes:
         with self._holdings.reserve(_MOST_FOLLOWERS, ending=len(tasks)) as claim:
             try:
                 rows = await self._store.complete(tasks, claim=claim, handlers=self._handlers, notify=notify)
-            except (DatabaseUnavailable, psycopg.Error):
-                if claim:
+            except (DatabaseUnavailable, psycopg.Error) as error:
+                if claim and not is_data_fault(error):
                     self._on_doubt()
                 raise
         if not notify:
@@ -192,6 +200,10 @@ class Outcomes:
         seconds = later.seconds + self._kinds[later.kind].grace
         return Deferred(held, later.token or new_request_id(), seconds, later.kind, later.details)
 
+    def doubt(self) -> None:
+        """The transaction of `complete_in` broke off, and may have claimed something."""
+        self._on_doubt()
+
     def _ended(self, ended: Iterable[Held], claimed: list[Any] | None = None) -> None:
         self._holdings.held.difference_update(ended)
         if claimed:
@@ -223,13 +235,20 @@ class Outcomes:
         self.fail(task.held, describe(error), final=True)
 
     def _refuse_error(self, task: Failed, error: Exception) -> None:
+        if task.error == _UNSTORABLE:
+            return self._give_up(task, error)
         log.error("%s: its error cannot be stored: %s", task.held, error)
-        self._give_up(task, error)
+        self._failed.put(Failed(task.held, _UNSTORABLE, task.final, None))
+        return None
 
     def _give_up(self, task: Failed | Released, error: Exception) -> None:
         """Nothing more can be said of it here: once this worker is gone, another gets it."""
         log.error("%s: not given back: %s", task.held, error)
         self._ended([task.held])
+
+
+def _size(task: Completed) -> int:
+    return len(task.output) + len(task.then or "")
 
 
 def _waiting(task: Deferred, worker_id: UUID, deadline: datetime) -> Waiting:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
+import psycopg
+
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 _GATHER = 0.002  # seconds in which freed slots are gathered, so that a busy worker takes batches
 _TICK = 0.1  # seconds between looks for handlers that are past their timeout
 _LAST_WORDS = 10.0  # seconds to give back what is cancelled; a database that is away then is not waited for
+_SOON = 0.05  # seconds until calls under way are looked at again
 _UNKNOWN_DELAY = 60.0  # seconds until somebody else may try a step that is unknown here
 
 
@@ -84,7 +87,8 @@ class Worker:
         self._watchdog = Watchdog(self._holdings, registry, patience=settings.flow_blocked_warning)
         self._looper = Looper("flow worker", self._take, poll_interval=settings.poll_interval)
         self._hungry = False
-        self._doubtful = False
+        self._turn = 0
+        self._leaving = False
         self._strays: list[Fence] = []
         self._gathering: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
@@ -99,7 +103,6 @@ class Worker:
         """Begin to claim; the flows are compiled and the registry runs."""
         self._watchdog.start()
         self._looper.start()
-        self._tick()
 
     def wake(self) -> None:
         """Something may be claimed."""
@@ -112,7 +115,7 @@ class Worker:
         for held in self._lanes.take_back():
             self._outcomes.release(held)
         if not await self._outcomes.drained(drain_timeout):
-            self._give_back()
+            self.hurry()
             if not await self._outcomes.drained(_LAST_WORDS):
                 log.warning("%d tasks are left to others: they could not be given back", self.in_flight)
                 self._outcomes.abandon()
@@ -123,12 +126,15 @@ class Worker:
 
     def hurry(self) -> None:
         """Give back at once what runs, also while `stop` lets it finish."""
+        self._leaving = True
         self._give_back()
 
     async def _take(self) -> float | None:
         if not self._registry.is_alive():
             return None
-        if self._doubtful and not self._holdings.calls:
+        if self._holdings.doubtful:
+            if self._holdings.calls:
+                return _SOON
             await self._clear_doubt()
         if self._strays:
             strays, self._strays = self._strays, []
@@ -138,11 +144,11 @@ class Worker:
             if self._hungry:
                 return None
             try:
-                rows = await self._store.claim(self._flows.queues, limit, self._flows.handlers)
-            except DatabaseUnavailable:
+                rows = await self._store.claim(self._queues(), limit, self._flows.handlers)
+                await self._flows.learn({row.flow_slug for row in rows})
+            except (DatabaseUnavailable, psycopg.Error):
                 self._doubt()
                 raise
-            await self._flows.learn({row.flow_slug for row in rows})
             self._begin(rows)
         return 0 if len(rows) == limit else None
 
@@ -158,7 +164,19 @@ class Worker:
                 continue
             begun.append(Held(row, planned))
         self._holdings.held.update(begun)
+        if self._leaving:
+            for held in begun:
+                self._outcomes.release(held)
+            return
         self._lanes.put(begun)
+        if begun and self._ticking is None:
+            self._tick()
+
+    def _queues(self) -> list[str]:
+        """Another one first each time, so that a full queue does not starve the next."""
+        queues = self._flows.queues
+        self._turn = (self._turn + 1) % max(1, len(queues))
+        return queues[self._turn :] + queues[: self._turn]
 
     def _room(self) -> None:
         if self._hungry and self._gathering is None and self._holdings.open:
@@ -173,7 +191,8 @@ class Worker:
         for held in self._holdings.held:
             if held.task is not None and now > held.deadline:
                 held.cancel(Stop.TIMED_OUT)
-        self._ticking = asyncio.get_running_loop().call_later(_TICK, self._tick)
+        busy = bool(self._holdings.held)
+        self._ticking = asyncio.get_running_loop().call_later(_TICK, self._tick) if busy else None
 
     def _give_back(self) -> None:
         """Go on with nothing; what others have been given already is not ours to give back, which is no harm."""
@@ -185,15 +204,15 @@ class Worker:
 
     def _doubt(self) -> None:
         """A call broke off that may have claimed tasks of which nobody here knows."""
-        self._doubtful = True
+        self._holdings.doubtful = True
         self._looper.wake()
 
     async def _clear_doubt(self) -> None:
-        """Give back what the database takes for running here, and is not; when no call is under way."""
-        self._doubtful = False
+        """Give back what the database takes for running here, and is not; no call that claims is under way."""
         rows = await self._store.held()
         known = {held.fence for held in self._holdings.held}
         strays = [tuple(row) for row in rows if tuple(row) not in known]
         if strays:
             log.warning("%d tasks had been claimed in calls that broke off; given back", len(strays))
             await self._store.give_back(strays, 0.0)
+        self._holdings.doubtful = False

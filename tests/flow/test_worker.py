@@ -68,6 +68,17 @@ async def test_what_a_handler_raises_is_stored_and_tried_again_unless_that_is_no
     assert (task.status, task.attempts, task.error) == ("failed", attempts, text)
 
 
+async def test_an_odd_delay_costs_the_step_its_backoff_only(database_url, db, caplog):
+    async def step(input, ctx: Context):
+        if ctx.attempt == 1:
+            raise RetryLater("soon", delay=float("nan"))
+        return ctx.attempt
+
+    flow = one_step(step)
+    async with started(database_url, flow) as app:
+        assert await app.executor.execute(flow) == 2
+
+
 async def test_a_failed_attempt_waits_for_its_delay_and_succeeds(database_url, db):
     attempts = []
 
@@ -466,6 +477,32 @@ async def test_a_handler_that_holds_the_loop_past_its_timeout_loses_the_lease(da
         [task] = await tasks(db, handle.run_id)
         assert task.status == "completed"
     assert "is past its timeout" in caplog.text
+
+
+async def test_a_full_queue_does_not_starve_the_next(database_url):
+    go, done = asyncio.Event(), []
+    crowd, single = Flow("crowd"), Flow("single")
+
+    @crowd.map
+    async def item(x):
+        done.append(x)
+        await go.wait()
+        return x
+
+    @single.step
+    async def only(input):
+        done.append("only")
+        return "only"
+
+    async with started(database_url, crowd, single, flow_concurrency=2) as app:
+        many = asyncio.ensure_future(app.executor.execute(crowd, list(range(50))))
+        await until(_value(lambda: len(done) == 2))
+        waiter = asyncio.ensure_future(app.executor.execute(single))
+        await until(lambda: sql(app.flows._db, "select 1 as there from pgmq.q_single"))
+        go.set()
+        assert await waiter == "only"
+        assert await many == list(range(50))
+    assert done.index("only") < 50
 
 
 async def test_a_step_that_is_unknown_here_is_left_to_others(database_url, db, caplog):
