@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -29,8 +30,9 @@ async def temporary_database(
 ) -> AsyncIterator[str]:
     """The URL of a new database with the schema, which is dropped at the end, whoever is still connected.
 
-    It is made on the server of ``server_url``, of the variable PGNEXUS_TEST_DATABASE_URL, or on an embedded one in
-    ``data_dir``, kept for tests and stopped with its last user. In a conftest.py:
+    It is made on the server of ``server_url``, of the variable PGNEXUS_TEST_DATABASE_URL, or on an embedded one: in
+    ``data_dir`` while the database is there, else in a directory kept for tests until this process ends. In a
+    conftest.py:
 
         @pytest.fixture
         async def database_url():
@@ -40,9 +42,10 @@ async def temporary_database(
     async with AsyncExitStack() as stack:
         server = server_url or os.environ.get(SERVER_VARIABLE)
         if not server:
-            embedded = EmbeddedServer(data_dir or _data_dir(), settings=_SETTINGS)
+            embedded = _kept_server() if data_dir is None else EmbeddedServer(data_dir, settings=_SETTINGS)
             server = await asyncio.to_thread(embedded.start)
-            stack.push_async_callback(asyncio.to_thread, embedded.stop)
+            if data_dir is not None:
+                stack.push_async_callback(asyncio.to_thread, embedded.stop)
         name = f"pgnexus_test_{uuid4().hex[:16]}"
         await _say(server, "create_temporary_database", name)
         try:
@@ -59,6 +62,12 @@ async def _say(server: str, statement: str, name: str) -> None:
         await connection.execute(sql.SQL(load(statement)).format(name=sql.Identifier(name)))
     finally:
         await connection.close()
+
+
+@cache
+def _kept_server() -> EmbeddedServer:
+    """One for all tests of this process, which leaves it when it ends; starting it anew costs each test more."""
+    return EmbeddedServer(_data_dir(), settings=_SETTINGS)
 
 
 def _data_dir() -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import psycopg
 import pytest
 
 import pgnexus
 from pgnexus.db.cluster import Cluster
+from pgnexus.db.embedded import EmbeddedServer
 from pgnexus.testing import FakeLLM, temporary_database
 from tests.conftest import database_name
 
@@ -42,3 +45,15 @@ async def test_the_embedded_server_serves_and_stops_with_the_last(server_dir, mo
         async with await psycopg.AsyncConnection.connect(one) as connection:
             await connection.execute("select pgnexus.home()")
     assert len(stops) == 1
+
+
+async def test_the_server_kept_for_tests_serves_the_whole_process(server_dir, monkeypatch):
+    kept = EmbeddedServer(server_dir / "data")
+    monkeypatch.delenv("PGNEXUS_TEST_DATABASE_URL", raising=False)
+    monkeypatch.setattr(sys.modules["pgnexus.testing.temporary_database"], "_kept_server", lambda: kept)
+    async with temporary_database() as first:
+        pass
+    psycopg.connect(kept.url).close()
+    async with temporary_database() as second:
+        assert first != second
+    assert kept.stop()
