@@ -15,12 +15,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import TEMPLATE, Server
 from tests.flow.model.checks import complaints
 from tests.flow.model.drawing import graphs, scenarios
+from tests.flow.model.graph import Graph, Scenario, Step, TaskPlan
 from tests.flow.model.workers import Worker
 from tests.flow.model.world import Connection, Flow, Run, World, fetch
 
@@ -61,7 +62,9 @@ async def _connect(url: str) -> Connection:
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    phases=[
+        Phase.generate
+    ],  # a race does not come back while it is shrunk; the report has all that is known of it
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 def test_a_flow_ends_as_the_model_says(bench: Bench, data: st.DataObject) -> None:
@@ -71,8 +74,7 @@ def test_a_flow_ends_as_the_model_says(bench: Bench, data: st.DataObject) -> Non
         flow = data.draw(st.sampled_from(flows))
         runs[uuid4()] = Run(flow, data.draw(scenarios(flow.graph)))
     seeds = data.draw(st.lists(st.integers(0, 2**32), min_size=1, max_size=WORKERS), "seeds")
-    world = World(flows, runs)
-    bench.runner.run(_run(bench, world, seeds))
+    bench.runner.run(_run(bench, World(flows, runs), seeds))
 
 
 async def _run(bench: Bench, world: World, seeds: list[int]) -> None:
@@ -84,10 +86,37 @@ async def _run(bench: Bench, world: World, seeds: list[int]) -> None:
             group.create_task(Worker(world, connection, seed).work())
     found = await complaints(world, onlooker)
     if found:
-        note(await _dump(onlooker, world))
-    assert not found, pformat(found)
+        pytest.fail("\n".join([*found, await _dump(onlooker, world)]))
     for flow in world.flows:
         await fetch(onlooker, "select pgflow.delete_flow_and_data(%s)", flow.slug)
+
+
+TAMPERED = {
+    "output": "update pgflow.step_states set output = '[]' where step_slug = 'each' and run_id = %s",
+    "step:started at None": "delete from realtime.messages where event = 'step:each:started' and run_id = %s",
+    "its parents ended": "update realtime.messages set id = default where event = 'step:list:completed' and run_id = %s",
+    "run:completed": "insert into realtime.messages (run_id, event, payload) values (%s, 'run:completed', '{}')",
+    "open tasks": "update pgflow.step_tasks set status = 'queued' where step_slug = 'each' and run_id = %s",
+    "went from completed": "update pgflow.step_tasks set status = 'failed' where step_slug = 'each' and run_id = %s",
+    "remaining_steps": "update pgflow.runs set remaining_steps = 1 where run_id = %s",
+}
+
+
+@pytest.mark.parametrize("complaint", TAMPERED)
+def test_a_run_that_ended_otherwise_is_seen(bench: Bench, complaint: str) -> None:
+    flow = Flow(Graph((Step("list"), Step("each", ("list",), kind="map"))))
+    run_id = uuid4()
+    world = World([flow], {run_id: Run(flow, Scenario({}, {"list": (TaskPlan(output=[1, 2]),)}))})
+    bench.runner.run(_run_and_tamper(bench, world, run_id, complaint))
+
+
+async def _run_and_tamper(bench: Bench, world: World, run_id: UUID, complaint: str) -> None:
+    onlooker, connection, *_ = bench.connections
+    await world.flows[0].define(onlooker)
+    await Worker(world, connection, seed=1).work()
+    assert await complaints(world, onlooker) == []
+    await fetch(onlooker, TAMPERED[complaint], run_id)
+    assert complaint in "\n".join(await complaints(world, onlooker))
 
 
 async def _dump(connection: Connection, world: World) -> str:
