@@ -384,6 +384,30 @@ def test_a_path_that_names_no_flow_says_what_is_wrong(path, match):
         load_flow(path)
 
 
+async def test_the_callers_role_may_all_of_it(caller_url):
+    flow, actions = counting(), Actions()
+
+    @actions.add
+    async def double(x: int) -> int:
+        return 2 * x
+
+    builder = FlowBuilder(actions)
+    built = builder.build(
+        {"name": "made", "steps": [{"slug": "a", "use": "double", "with": {"x": "{input.x}"}}]}
+    )
+    async with started(caller_url, flow, builder=builder) as app:
+        assert await app.executor.execute(built, {"x": 2}) == 4
+        handle = await app.executor.start(flow, {"words": ["ab"]})
+        assert (await _all(handle.watch()))[-1].event_type == "run:completed"
+        assert (await handle.status()).status == "completed"
+        assert not await handle.cancel()
+        assert not await handle.retry()
+        await app.executor.pause(flow)
+        await app.executor.resume(flow)
+        assert len(await app.executor.runs(flow="counting")) == 1
+        await app.executor.schedules.put("nightly", "counting", "0 3 * * *")
+
+
 async def test_a_signal_for_a_step_that_does_not_wait_is_refused(database_url):
     flow = counting()
     async with started(database_url, flow) as app:
