@@ -94,7 +94,7 @@ async def _run(bench: Bench, world: World, seeds: list[int]) -> None:
 TAMPERED = {
     "output": "update pgflow.step_states set output = '[]' where step_slug = 'each' and run_id = %s",
     "step:started at None": "delete from realtime.messages where event = 'step:each:started' and run_id = %s",
-    "its parents ended": "update realtime.messages set id = default where event = 'step:list:completed' and run_id = %s",
+    "its parents ended": "update realtime.messages set id = default where event like '%%t:completed' and run_id = %s",
     "run:completed": "insert into realtime.messages (run_id, event, payload) values (%s, 'run:completed', '{}')",
     "open tasks": "update pgflow.step_tasks set status = 'queued' where step_slug = 'each' and run_id = %s",
     "went from completed": "update pgflow.step_tasks set status = 'failed' where step_slug = 'each' and run_id = %s",
