@@ -35,7 +35,7 @@ async def list_flows(cli: Cli) -> None:
     """List the flows of the database: versions, steps, runs and tasks by state.
 
     Runs are counted as long as they are stored, tasks of runs under way: queued, running at a worker, and
-    waiting for a signal, a model or a time, which holds no worker. Flows built at run time are counted by the
+    waiting for a signal or a model, which holds no worker. Flows built at run time are counted by the
     name that their description gives them.
     """
     async with opened(cli) as door:

@@ -12,11 +12,12 @@ import typer
 from pydantic_core import to_json
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from pgnexus.cli import exits
 from pgnexus.cli.flow_door import Door, opened
 from pgnexus.cli.flow_graph import Graph
-from pgnexus.cli.flow_tree import RunPicture
+from pgnexus.cli.flow_picture import RunPicture
 from pgnexus.cli.interrupt import Interrupt
 from pgnexus.cli.output import Output
 from pgnexus.cli.verb import Cli, verb
@@ -102,12 +103,13 @@ class Watched:
 
         listening = asyncio.create_task(listen())
         try:
-            with Live(console=console, auto_refresh=False, transient=True) as live:
+            with Live(console=console, auto_refresh=False) as live:
                 while True:
                     changed.clear()
                     picture = await self.picture()
                     live.update(picture.render(console.width), refresh=True)
                     if picture.status.ended_at:
+                        live.transient = True
                         return picture
                     await asyncio.sleep(_BREATH)
                     with suppress(TimeoutError):
@@ -157,11 +159,10 @@ def print_output(output: Output, value: Any) -> None:
     """A run's output as JSON; on a terminal not more than can be looked at."""
     text = to_json(value, indent=2).decode()
     hidden = len(text) - _SHOWN
-    if output.out.is_terminal and hidden > 0:
-        output.text(text[:_SHOWN])
+    cut = output.out.is_terminal and hidden > 0
+    output.out.print(Text(text[:_SHOWN] if cut else text), soft_wrap=True)
+    if cut:
         output.say(f"[quiet]… {hidden:,} characters more; --json prints all[/quiet]")
-    else:
-        output.text(text)
 
 
 def _line(event: RunEvent) -> str:

@@ -40,7 +40,8 @@ async def start(
 
     The run is stored before its id is printed. Workers run it: `pgnexus up --flow`, programs with an
     executor, or this process with --work. Ctrl-C ends only the wait. A flow given as package.module:name is
-    looked for from the current directory on, and made known to the database.
+    looked for from the current directory on, and made known to the database; only of such a one it is checked
+    whether the input fits.
     """
     _check(name, wait=wait, timeout=timeout, work=work)
     value = read_json("--input", input)
