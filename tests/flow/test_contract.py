@@ -103,7 +103,7 @@ class Two:
     def __init__(self, stack: ExitStack, url: str) -> None:
         self.first = stack.enter_context(psycopg.connect(url))
         self._second = stack.enter_context(psycopg.connect(url, autocommit=True))
-        self._watcher = stack.enter_context(psycopg.connect(url, autocommit=True))
+        self.watcher = stack.enter_context(psycopg.connect(url, autocommit=True))
         self._thread = stack.enter_context(ThreadPoolExecutor(1))
 
     def does(self, statement: str, *params: Any) -> Rows:
@@ -119,7 +119,7 @@ class Two:
         return lambda: running.result(30)
 
     def sees(self, statement: str, *params: Any) -> Rows:
-        return self._watcher.execute(statement, params).fetchall()
+        return self.watcher.execute(statement, params).fetchall()
 
     def _waits(self) -> bool:
         waits = "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
@@ -231,3 +231,58 @@ def test_a_retry_under_way_while_the_run_fails_leaves_nothing_behind(two: Two) -
     assert two.meanwhile(FAIL, "a")() == [("failed",)]
     assert two.sees(OPEN) == []
     assert two.sees("select * from check_.messages('f')") == []
+
+
+def told(two: Two) -> list[str]:
+    """What the watcher was told of by now, of all that the first session has committed."""
+    two.does("select pg_notify('pgflow_runs', 'end')")
+    two.first.commit()
+    payloads = [notice.payload for notice in two.watcher.notifies(timeout=30, stop_after=1)]
+    while payloads[-1:] != ["end"]:
+        payloads += [notice.payload for notice in two.watcher.notifies(timeout=30, stop_after=1)]
+    return payloads[:-1]
+
+
+def test_watchers_are_told_of_a_run_once_a_transaction_and_by_its_id_alone(two: Two) -> None:
+    two.watcher.execute("listen pgflow_runs")
+    two.does("select check_.diamond()")
+    assert told(two) == []
+    [(run_id,)] = two.does("select check_.id()::text")
+    two.does("select check_.start('diamond', '{\"text\": \"secret\"}')")
+    for step in ("top", "left"):
+        two.does("select check_.complete(%s, '1')", step)
+    assert told(two) == [run_id]
+    two.does("select check_.complete('right', '1')")
+    two.does("select check_.fail('bottom')")
+    assert told(two) == [run_id]
+    two.does("select check_.start('diamond', '{}', 2)")
+    two.first.rollback()
+    assert told(two) == []
+
+
+def test_watchers_are_told_of_many_runs_in_portions(two: Two) -> None:
+    two.watcher.execute("listen pgflow_runs")
+    two.does("select check_.sequential()")
+    ids = two.does(
+        "select run_id::text from pgflow.start_flows('sequential', array_fill('{}'::jsonb, array[700]))"
+    )
+    payloads = told(two)
+    assert max(len(payload) for payload in payloads) < 7_900
+    assert len(payloads) <= 5
+    assert sorted(",".join(payloads).split(",")) == sorted(run_id for (run_id,) in ids)
+
+
+def test_a_claim_under_way_while_its_step_is_skipped_leaves_nothing_behind(two: Two) -> None:
+    two.does("select pgflow.create_flow('f', max_attempts => 1)")
+    two.does("select pgflow.add_step('f', 'm', step_type => 'map', when_exhausted => 'skip')")
+    two.does("select pgflow.add_step('f', 'child', array['m'])")
+    two.does("select check_.start('f', '[1, 2, 3]')")
+    two.does(CLAIM, "f", "m", 0, 1)
+    two.first.commit()
+    two.does(CLAIM, "f", "m", 1, 2)
+    assert two.meanwhile(FAIL, "m")() == [("failed",)]
+    two.does(COMPLETE, "m", 1)
+    two.first.commit()
+    assert two.sees("select check_.statuses()") == [("m:skipped child:started",)]
+    assert two.sees(OPEN + " order by 1, 3") == [("child", 0, "queued"), ("child", 0, "started")]
+    assert two.sees("select message ->> 'step_slug' from check_.messages('f')") == [("child",)]

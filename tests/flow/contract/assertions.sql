@@ -7,7 +7,8 @@ create schema check_;
 
 create function check_.passed() returns void language plpgsql as $$
 begin
-  perform set_config('check_.count', (coalesce(nullif(current_setting('check_.count', true), ''), '0')::int + 1)::text, true);
+  perform set_config('check_.count', (coalesce(nullif(current_setting('check_.count', true), ''),
+  '0')::int + 1)::text, true);
 end
 $$;
 

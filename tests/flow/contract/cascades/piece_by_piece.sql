@@ -6,12 +6,15 @@ select pgflow.add_step('f', 'each', array['cond'], step_type => 'map');
 select pgflow.add_step('f', 'again', array['each'], step_type => 'map');
 select pgflow.add_step('f', 'last', array['again']);
 select check_.start('f');
-select check_.is(pgflow._cascade_force_skip_steps(check_.id(), 'last', 'handler_failed'), 1, 'the last step is skipped');
+select check_.is(pgflow._cascade_force_skip_steps(check_.id(), 'last', 'handler_failed'), 1,
+  'the last step is skipped');
 update pgflow.step_states set remaining_deps = 0 where run_id = check_.id() and step_slug = 'cond';
 select check_.is(pgflow.cascade_resolve_conditions(check_.id()), true, 'conditions');
-select check_.is(check_.statuses(), 'a:started cond:skipped each:created again:created last:skipped', 'after the conditions');
+select check_.is(check_.statuses(), 'a:started cond:skipped each:created again:created last:skipped',
+  'after the conditions');
 select check_.rows(
-  format($$select remaining_deps, initial_tasks from pgflow.step_states where run_id = %L and step_slug = 'each'$$, check_.id()),
+  format($$select remaining_deps, initial_tasks from pgflow.step_states
+  where run_id = %L and step_slug = 'each'$$, check_.id()),
   $$values (0, 0)$$, 'the map child of a skipped step');
 select pgflow.start_ready_steps(check_.id());
 select check_.is((check_.state('each')).status, 'created', 'a step without tasks is not started');

@@ -20,7 +20,8 @@ select check_.due(check_.visible_at('f', 'a'), '102 s', 'the flow''s timeout + 2
 select check_.due(check_.visible_at('f', 'own'), '9 s', 'the step''s timeout + 2 s');
 select check_.is(check_.queued('f'), 2, 'the messages stay on the queue');
 select check_.empty(
-  $$select * from pgflow.start_tasks('f', array(select msg_id from read), check_.worker(2))$$, 'nothing is claimed twice');
+  $$select * from pgflow.start_tasks('f', array(select msg_id from read), check_.worker(2))$$,
+  'nothing is claimed twice');
 select check_.is((check_.task('a')).attempts_count, 1, 'the second claim counts no attempt');
 select check_.is((check_.task('a')).last_worker_id, check_.worker(), 'nor changes the worker');
 select check_.is(check_.statuses(), 'a:started own:started', 'the steps are what they were');

@@ -6,7 +6,8 @@ select check_.is(check_.statuses(), 'first:completed second:started last:created
 select check_.is((check_.run()).remaining_steps, 2, 'remaining_steps');
 select check_.is((check_.state('second')).remaining_deps, 0, 'remaining_deps of its child');
 select check_.is((check_.state('last')).remaining_deps, 1, 'remaining_deps of the grandchild');
-select check_.rows($$select message ->> 'step_slug' from check_.messages('sequential')$$, $$values ('second')$$, 'queue');
+select check_.rows($$select message ->> 'step_slug' from check_.messages('sequential')$$, $$values ('second')$$,
+  'queue');
 select check_.is((check_.run()).status, 'started', 'the run goes on');
 select check_.is((check_.run()).output, null::jsonb, 'without an output');
 select check_.complete('second', '2');

@@ -6,10 +6,12 @@ select * from check_.claim('f');
 select check_.rows(
   format($$select run_id, flow_slug, step_slug, task_index, status, attempts_count, output, error_message
     from pgflow.complete_task(run_id => %L, step_slug => 'only', task_index => 0, output => '{"x": 1}')$$, check_.id()),
-  format($$values (%L, 'f', 'only', 0, 'completed', 1, '{"x": 1}'::jsonb, null::text)$$, check_.id()), 'complete_task returns the row');
+  format($$values (%L, 'f', 'only', 0, 'completed', 1, '{"x": 1}'::jsonb, null::text)$$, check_.id()),
+  'complete_task returns the row');
 select check_.due((check_.task('only')).completed_at, '0', 'completed_at of the task');
 select check_.rows(
-  format($$select status, remaining_tasks, initial_tasks, output, failed_at, skipped_at from pgflow.step_states where run_id = %L$$, check_.id()),
+  format($$select status, remaining_tasks, initial_tasks, output, failed_at, skipped_at from pgflow.step_states
+  where run_id = %L$$, check_.id()),
   $$values ('completed', 0, 1, '{"x": 1}'::jsonb, null::text, null::text)$$, 'the step');
 select check_.due((check_.state('only')).completed_at, '0', 'completed_at of the step');
 select check_.rows(

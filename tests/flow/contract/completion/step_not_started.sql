@@ -12,7 +12,8 @@ select check_.is((check_.state('m')).output, null::jsonb, 'without an output');
 select check_.is((check_.state('m')).remaining_tasks, null::int, 'and without remaining_tasks');
 select check_.is((check_.run()).remaining_steps, 1, 'the run counts it once');
 select check_.ok((check_.task('m', 1)).status <> 'completed', 'its task is not completed');
-select check_.rows($$select message ->> 'step_slug' from check_.messages('f')$$, $$values ('other')$$, 'no message of it is left');
+select check_.rows($$select message ->> 'step_slug' from check_.messages('f')$$, $$values ('other')$$,
+  'no message of it is left');
 -- a message that is there all the same goes to the archive
 select * from check_.claim('f');
 update pgflow.step_states set status = 'created', remaining_tasks = null, started_at = null

@@ -6,6 +6,7 @@ select pgflow.add_step('f', 'aa_second_to_fail', required_input_pattern => '{"x"
 select check_.start('f');
 select check_.is((check_.run()).status, 'failed', 'the run');
 select check_.rows(
-  format($$select step_slug, error_message from pgflow.step_states where run_id = %L and status = 'failed'$$, check_.id()),
+  format($$select step_slug, error_message from pgflow.step_states
+  where run_id = %L and status = 'failed'$$, check_.id()),
   $$values ('zz_first_to_fail', 'Condition not met')$$, 'the lowest step_index has failed, it alone');
 select check_.is((check_.state('skipped')).status, 'created', 'nothing is skipped any more');

@@ -9,7 +9,8 @@ select check_.start('f', '{"classify": {"level": "low"}, "second": true}');
 select check_.is(check_.statuses(), 'classify:started second:started escalate:created close:created both:created',
   'conditions of dependents wait');
 select check_.complete('classify', '{"level": "high", "why": "x"}');
-select check_.is(check_.statuses(), 'classify:completed second:started escalate:started close:skipped both:created', 'by the output, not the run''s input');
+select check_.is(check_.statuses(), 'classify:completed second:started escalate:started close:skipped both:created',
+  'by the output, not the run''s input');
 select check_.is((check_.state('close')).skip_reason, 'condition_unmet', 'the reason');
 select check_.complete('second', 'false');
 select check_.is((check_.state('both')).status, 'skipped', 'false is not true');

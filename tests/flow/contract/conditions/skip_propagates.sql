@@ -11,7 +11,8 @@ select check_.start('f', '{"a": false}');
 select check_.is(check_.statuses(),
   'a:skipped b:skipped c:started each:completed each_again:completed d:started of_maps:started', 'states');
 select check_.rows(
-  format($$select step_slug, skip_reason from pgflow.step_states where run_id = %L and status = 'skipped' order by 1$$, check_.id()),
+  format($$select step_slug, skip_reason from pgflow.step_states
+  where run_id = %L and status = 'skipped' order by 1$$, check_.id()),
   $$values ('a', 'condition_unmet'), ('b', 'condition_unmet')$$, 'each for its own condition');
 select check_.is((check_.state('each')).initial_tasks, 0, 'the map child');
 select check_.is((check_.state('each')).output, '[]'::jsonb, 'its output');

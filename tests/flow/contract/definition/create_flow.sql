@@ -34,4 +34,5 @@ insert into pgflow.flows (flow_slug) values ('inserted');
 select check_.rows(
   $$select opt_max_attempts, opt_base_delay, opt_timeout from pgflow.flows where flow_slug = 'inserted'$$,
   $$values (3, 1, 60)$$, 'the columns'' defaults');
-select check_.violates($$insert into pgflow.flows (flow_slug) values ('inserted')$$, 'flows_pkey', 'flow_slug is the key');
+select check_.violates($$insert into pgflow.flows (flow_slug) values ('inserted')$$, 'flows_pkey',
+  'flow_slug is the key');

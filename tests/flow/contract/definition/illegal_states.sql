@@ -23,14 +23,17 @@ select check_.throws(
   format('update pgflow.runs set %s where run_id = %L', change, check_.id()), '23514', null, 'run: ' || change)
 from unnest(array['status = ''running''', 'remaining_steps = -1']) as change;
 select check_.throws(
-  format('update pgflow.runs set input = null where run_id = %L', check_.id()), '23502', null, 'a run''s input is not null');
+  format('update pgflow.runs set input = null where run_id = %L', check_.id()), '23502', null,
+  'a run''s input is not null');
 select check_.throws(
-  format('update pgflow.step_tasks set status = %L where run_id = %L', 'waiting', check_.id()), '23514', null, 'a task''s status');
+  format('update pgflow.step_tasks set status = %L where run_id = %L', 'waiting', check_.id()), '23514', null,
+  'a task''s status');
 select check_.throws(
   format('update pgflow.step_tasks set attempts_count = -1 where run_id = %L', check_.id()), '23514', null, 'attempts');
 -- keys
 select check_.throws(
-  format('insert into pgflow.step_states (run_id, flow_slug, step_slug) values (%L, %L, %L)', check_.id(), 'sequential', 'first'),
+  format('insert into pgflow.step_states (run_id, flow_slug, step_slug) values (%L, %L, %L)', check_.id(),
+  'sequential', 'first'),
   '23505', null, 'one state of a step in a run');
 select check_.throws(
   format('insert into pgflow.step_tasks (run_id, flow_slug, step_slug, task_index) values (%L, %L, %L, 0)', check_.id(), 'sequential', 'first'),

@@ -26,7 +26,8 @@ select pg_temp.drive('pgnexus_caller', 1);
 select check_.is(check_.statuses(1), 'list:completed each:skipped', 'by the caller''s role');
 select pg_temp.drive('pgnexus_nexus', 2);
 select check_.is(check_.statuses(2), 'list:completed each:skipped', 'by the nexus role');
-select check_.empty($$select * from pgflow.flows where flow_slug in ('pgnexus_caller', 'pgnexus_nexus')$$, 'what they deleted is gone');
+select check_.empty($$select * from pgflow.flows where flow_slug in ('pgnexus_caller', 'pgnexus_nexus')$$,
+  'what they deleted is gone');
 -- and each may go on with what the other began
 select check_.start('Flow_of_pgnexus_caller', '{}', 3);
 set local role pgnexus_nexus;

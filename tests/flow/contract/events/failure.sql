@@ -17,4 +17,5 @@ select check_.is(check_.payload('run:failed'), jsonb_build_object(
 -- late news tell nothing
 select * from pgflow.fail_task(check_.id(), 'beside', 0, 'late');
 select * from pgflow.complete_task(check_.id(), 'beside', 0, '1');
-select check_.is(check_.events(), 'run:started step:a:started step:beside:started step:a:failed run:failed', 'late news');
+select check_.is(check_.events(), 'run:started step:a:started step:beside:started step:a:failed run:failed',
+  'late news');

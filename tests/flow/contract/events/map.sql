@@ -8,7 +8,8 @@ select check_.is(check_.payload('step:each:started'), jsonb_build_object(
   'started_at', (check_.state('each')).started_at, 'remaining_tasks', 3, 'remaining_deps', 0), 'step:started');
 select check_.complete('each', '"c"', 2);
 select check_.complete('each', null, 0);
-select check_.is(check_.events(), 'run:started step:list:started step:list:completed step:each:started', 'tasks are no events');
+select check_.is(check_.events(), 'run:started step:list:started step:list:completed step:each:started',
+  'tasks are no events');
 select check_.complete('each', '"b"', 1);
 select check_.is(check_.payload('step:each:completed') -> 'output', '[null, "b", "c"]'::jsonb, 'the whole output');
 select check_.complete('total', 'null');

@@ -5,7 +5,8 @@ select pgflow.add_step('f', 'only');
 select check_.start('f', '{"n": null}');
 select check_.is(check_.events(), 'run:started step:only:started', 'at the start');
 select check_.is(check_.payload('run:started'), jsonb_build_object(
-  'event_type', 'run:started', 'run_id', check_.id(), 'status', 'started', 'flow_slug', 'f', 'input', '{"n": null}'::jsonb,
+  'event_type', 'run:started', 'run_id', check_.id(), 'status', 'started', 'flow_slug', 'f', 'input',
+  '{"n": null}'::jsonb,
   'remaining_steps', 1, 'started_at', (check_.run()).started_at), 'run:started');
 select check_.is(check_.payload('step:only:started'), jsonb_build_object(
   'event_type', 'step:started', 'run_id', check_.id(), 'status', 'started', 'step_slug', 'only',
@@ -15,10 +16,12 @@ select check_.is(check_.events(), 'run:started step:only:started', 'a claim is n
 select check_.complete('only', 'false');
 select check_.is(check_.events(), 'run:started step:only:started step:only:completed run:completed', 'at the end');
 select check_.is(check_.payload('step:only:completed'), jsonb_build_object(
-  'event_type', 'step:completed', 'run_id', check_.id(), 'status', 'completed', 'step_slug', 'only', 'output', 'false'::jsonb,
+  'event_type', 'step:completed', 'run_id', check_.id(), 'status', 'completed', 'step_slug', 'only', 'output',
+  'false'::jsonb,
   'completed_at', (check_.state('only')).completed_at), 'step:completed');
 select check_.is(check_.payload('run:completed'), jsonb_build_object(
-  'event_type', 'run:completed', 'run_id', check_.id(), 'status', 'completed', 'flow_slug', 'f', 'output', '{"only": false}'::jsonb,
+  'event_type', 'run:completed', 'run_id', check_.id(), 'status', 'completed', 'flow_slug', 'f', 'output',
+  '{"only": false}'::jsonb,
   'completed_at', (check_.run()).completed_at), 'run:completed');
 select check_.is(count(*), 4, 'topic pgflow:run:<run_id>, not private') from realtime.sent
 where topic = 'pgflow:run:' || check_.id()::text and private is false;

@@ -9,6 +9,7 @@ select check_.start('f');
 select check_.is(check_.events(),
   'run:started step:a:skipped step:b:skipped step:each:completed step:c:started', 'events');
 select check_.is(check_.payload('step:' || step || ':skipped'), jsonb_build_object(
-  'event_type', 'step:skipped', 'run_id', check_.id(), 'status', 'skipped', 'step_slug', step, 'skip_reason', 'condition_unmet',
+  'event_type', 'step:skipped', 'run_id', check_.id(), 'status', 'skipped', 'step_slug', step, 'skip_reason',
+  'condition_unmet',
   'skipped_at', (check_.state(step)).skipped_at), 'step:skipped of ' || step)
 from unnest(array['a', 'b']) step;

@@ -13,9 +13,11 @@ select check_.rows(
 select check_.is((check_.state('a')).status, 'failed', 'the step');
 select check_.is((check_.state('a')).error_message, 'boom', 'its error');
 select check_.is((check_.run()).status, 'failed', 'the run');
-select check_.empty(format($$select * from check_.messages('f') where message ->> 'run_id' = %L$$, check_.id()), 'no message of the run');
+select check_.empty(format($$select * from check_.messages('f') where message ->> 'run_id' = %L$$, check_.id()),
+  'no message of the run');
 select check_.rows(
-  format($$select message ->> 'step_slug' from check_.archive('f') where message ->> 'run_id' = %L order by 1$$, check_.id()),
+  format($$select message ->> 'step_slug' from check_.archive('f')
+  where message ->> 'run_id' = %L order by 1$$, check_.id()),
   $$values ('a'), ('running'), ('waiting')$$, 'claimed, running and delayed ones are archived');
 select check_.is(check_.queued('f'), 3, 'the other run has its messages');
 select check_.is((check_.run(2)).status, 'started', 'the other run goes on');

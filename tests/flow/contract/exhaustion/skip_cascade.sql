@@ -9,15 +9,19 @@ select pgflow.add_step('f', 'of_b', array['b']);
 select check_.start('f');
 select check_.fail('a', 'boom');
 select check_.rows(
-  format($$select step_slug, status, skip_reason, error_message, remaining_tasks, skipped_at is not null from pgflow.step_states
+  format($$select step_slug, status, skip_reason, error_message, remaining_tasks, skipped_at is not null
+  from pgflow.step_states
     where run_id = %L order by 1$$, check_.id()),
   $$values ('a', 'skipped', 'handler_failed', 'boom', null::int, true), ('b', 'started', null, null, 1, false),
-    ('child', 'skipped', 'dependency_skipped', null, null, true), ('join', 'skipped', 'dependency_skipped', null, null, true),
-    ('map_child', 'skipped', 'dependency_skipped', null, null, true), ('of_b', 'created', null, null, null, false)$$, 'states');
+    ('child', 'skipped', 'dependency_skipped', null, null, true),
+    ('join', 'skipped', 'dependency_skipped', null, null, true),
+    ('map_child', 'skipped', 'dependency_skipped', null, null, true), ('of_b', 'created', null, null, null, false)$$,
+    'states');
 select check_.is((check_.run()).remaining_steps, 2, 'remaining_steps');
 select check_.is((check_.run()).status, 'started', 'the run goes on');
 select check_.complete('b', '"B"');
-select check_.is(check_.statuses(), 'a:skipped b:completed child:skipped map_child:skipped join:skipped of_b:started', 'after b');
+select check_.is(check_.statuses(), 'a:skipped b:completed child:skipped map_child:skipped join:skipped of_b:started',
+  'after b');
 select check_.complete('of_b', '1');
 select check_.is((check_.run()).output, '{"of_b": 1}'::jsonb, 'the run''s output');
 select check_.is((check_.run()).remaining_steps, 0, 'nothing remains');

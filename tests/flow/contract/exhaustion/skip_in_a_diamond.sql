@@ -10,4 +10,5 @@ select check_.fail('left');
 select check_.is(check_.statuses(), 'top:completed left:skipped right:started bottom:created', 'bottom waits');
 select check_.is((check_.state('bottom')).remaining_deps, 1, 'for one');
 select check_.complete('right', '"R"');
-select check_.rows($$select step_slug, input from check_.claim('f')$$, $$values ('bottom', '{"right": "R"}'::jsonb)$$, 'bottom''s input');
+select check_.rows($$select step_slug, input from check_.claim('f')$$, $$values ('bottom', '{"right": "R"}'::jsonb)$$,
+  'bottom''s input');

@@ -8,10 +8,13 @@ select * from check_.claim('f');
 select * from pgflow.complete_task(check_.id(), 'm', 0, '"zero"');
 select * from pgflow.fail_task(check_.id(), 'm', 1, 'boom');
 select check_.rows(
-  format($$select status, skip_reason, error_message, remaining_tasks, output from pgflow.step_states where run_id = %L and step_slug = 'm'$$, check_.id()),
-  $$values ('skipped', 'handler_failed', 'boom', null::int, null::jsonb)$$, 'the step: what was done of it is no output');
+  format($$select status, skip_reason, error_message, remaining_tasks, output from pgflow.step_states
+  where run_id = %L and step_slug = 'm'$$, check_.id()),
+  $$values ('skipped', 'handler_failed', 'boom', null::int, null::jsonb)$$,
+  'the step: what was done of it is no output');
 select check_.is((check_.run()).remaining_steps, 2, 'remaining_steps');
-select check_.rows($$select message ->> 'step_slug' from check_.messages('f') order by 1$$, $$values ('beside'), ('child')$$, 'no sibling message is left');
+select check_.rows($$select message ->> 'step_slug' from check_.messages('f') order by 1$$,
+  $$values ('beside'), ('child')$$, 'no sibling message is left');
 select check_.is(count(*), 4, 'they are archived') from check_.archive('f') where message ->> 'step_slug' = 'm';
 -- the siblings come too late, whatever they bring
 select check_.is(count(*), 1, 'a sibling that fails') from pgflow.fail_task(check_.id(), 'm', 2, 'boom, too');

@@ -5,7 +5,8 @@ select pgflow.add_step('f', 'b', max_attempts => 9, when_exhausted => 'skip');
 select check_.start('f');
 select * from check_.claim('f');
 select * from pgflow.fail_task(check_.id(), 'a', 0, 'boom');
-create temporary table before on commit drop as select to_jsonb(r) as run from pgflow.runs r where r.run_id = check_.id();
+create temporary table before on commit drop as select to_jsonb(r) as run
+  from pgflow.runs r where r.run_id = check_.id();
 select check_.is(status, 'failed', 'no retry on a failed run') from pgflow.fail_task(check_.id(), 'b', 0, 'late');
 select check_.is((check_.task('b')).status, 'failed', 'the task has failed');
 select check_.ok((check_.task('b')).failed_at is not null, 'and has failed_at');

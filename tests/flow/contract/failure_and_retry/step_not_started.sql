@@ -12,6 +12,7 @@ select check_.is(to_jsonb(check_.state('m')), step, 'the step') from before;
 select check_.is(to_jsonb(check_.run()), run, 'the run') from before;
 update pgflow.step_states set status = 'created', remaining_tasks = null, started_at = null
 where run_id = check_.id() and step_slug = 'other';
-select check_.is(status, 'started', 'no retry of a step that is not started') from pgflow.fail_task(check_.id(), 'other', 0, 'late');
+select check_.is(status, 'started', 'no retry of a step that is not started') from pgflow.fail_task(check_.id(),
+  'other', 0, 'late');
 select check_.is(check_.queued('f'), 0, 'its message is archived');
 select check_.is((check_.state('other')).status, 'created', 'its step as it was');

@@ -17,6 +17,7 @@ select check_.is((check_.run(1)).remaining_steps, 0, 'and counted once');
 select check_.start('ladder', '{}', 2);
 select check_.fail('top_0', 'boom', 0, 2);
 select check_.rows(
-  format($$select status, skip_reason, count(*) from pgflow.step_states where run_id = %L group by 1, 2 order by 2$$, check_.id(2)),
+  format($$select status, skip_reason, count(*) from pgflow.step_states
+  where run_id = %L group by 1, 2 order by 2$$, check_.id(2)),
   $$values ('skipped', 'dependency_skipped', 120), ('skipped', 'handler_failed', 1)$$, 'by a failure');
 select check_.is((check_.run(2)).status, 'completed', 'the run ends');

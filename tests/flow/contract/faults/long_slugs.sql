@@ -1,9 +1,11 @@
 -- Slugs too long for a queue's name, up to 128 characters, work from the first call to the last.
 create temporary table flows on commit drop as
-select n, rpad('flow_of_' || length, length, 'x') as slug from (values (1, 47), (2, 48), (3, 63), (4, 64), (5, 128)) as t (n, length);
+select n, rpad('flow_of_' || length, length,
+  'x') as slug from (values (1, 47), (2, 48), (3, 63), (4, 64), (5, 128)) as t (n, length);
 select pgflow.create_flow(slug, max_attempts => 2) from flows order by n;
 select pgflow.create_flow(slug, max_attempts => 2) from flows order by n;
-select pgflow.add_step(slug, rpad('a', 128, 'a')), pgflow.add_step(slug, 'b', array[rpad('a', 128, 'a')]) from flows order by n;
+select pgflow.add_step(slug, rpad('a', 128, 'a')), pgflow.add_step(slug, 'b', array[rpad('a', 128,
+  'a')]) from flows order by n;
 select check_.start(slug, '[]', n) from flows;
 select check_.is(check_.queued(slug), 1, 'a message of ' || length(slug)) from flows;
 select check_.rows(format('select flow_slug, step_slug from check_.claim(%L)', slug),

@@ -14,6 +14,8 @@ update pgflow.step_tasks set requeued_count = 3 where run_id = check_.id(4);
 select check_.age('wide', '1 hour', 2, 4);
 select pgflow.requeue_stalled_tasks();
 select check_.is((check_.run(n)).status, 'failed', 'run ' || n) from generate_series(1, 4) n;
-select check_.empty($$select run_id, step_slug, task_index, status from pgflow.step_tasks where flow_slug = 'f' and status in ('queued', 'started')$$, 'tasks');
-select check_.empty($$select run_id, step_slug, status from pgflow.step_states where flow_slug = 'f' and status = 'started'$$, 'steps');
+select check_.empty($$select run_id, step_slug, task_index, status
+  from pgflow.step_tasks where flow_slug = 'f' and status in ('queued', 'started')$$, 'tasks');
+select check_.empty($$select run_id, step_slug, status
+  from pgflow.step_states where flow_slug = 'f' and status = 'started'$$, 'steps');
 select check_.empty($$select * from check_.messages('f')$$, 'messages');

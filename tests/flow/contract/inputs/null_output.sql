@@ -4,7 +4,8 @@ select check_.start('sequential');
 select check_.complete('first', null);
 select check_.is((check_.task('first')).status, 'completed', 'the task');
 select check_.is(check_.statuses(), 'first:completed second:started last:created', 'the steps');
-select check_.rows($$select input from check_.claim('sequential')$$, $$values ('{"first": null}'::jsonb)$$, 'the child''s input');
+select check_.rows($$select input from check_.claim('sequential')$$, $$values ('{"first": null}'::jsonb)$$,
+  'the child''s input');
 select check_.complete('second', '1');
 select check_.complete('last', null);
 select check_.is((check_.run()).status, 'completed', 'the run');

@@ -4,7 +4,8 @@ select check_.start('fan');
 select check_.is((check_.state('each')).initial_tasks, null::int, 'not known yet');
 select check_.complete('list', '["a", "b", "c"]');
 select check_.rows(
-  format($$select status, remaining_tasks, initial_tasks, remaining_deps from pgflow.step_states where run_id = %L and step_slug = 'each'$$, check_.id()),
+  format($$select status, remaining_tasks, initial_tasks, remaining_deps from pgflow.step_states
+  where run_id = %L and step_slug = 'each'$$, check_.id()),
   $$values ('started', 3, 3, 0)$$, 'as many as elements');
 select check_.complete('each', '1', 0);
 select check_.is((check_.state('each')).remaining_tasks, 2, 'remaining_tasks');

@@ -10,8 +10,10 @@ select check_.rows(
 select check_.complete('a', '[1, 1, 1, 1]', 0);
 select check_.complete('a', null, 1);
 select check_.rows(
-  format($$select step_slug, status, initial_tasks, remaining_tasks from pgflow.step_states where run_id = %L order by 1$$, check_.id()),
-  $$values ('a', 'completed', 2, 0), ('b', 'started', 2, 2), ('c', 'created', null, null)$$, 'elements are not flattened, NULL is one');
+  format($$select step_slug, status, initial_tasks, remaining_tasks from pgflow.step_states
+  where run_id = %L order by 1$$, check_.id()),
+  $$values ('a', 'completed', 2, 0), ('b', 'started', 2, 2), ('c', 'created', null, null)$$,
+  'elements are not flattened, NULL is one');
 select check_.complete('b', '"x"', 1);
 select check_.complete('b', '"y"', 0);
 select check_.is((check_.state('c')).initial_tasks, 2, 'the grandchild');

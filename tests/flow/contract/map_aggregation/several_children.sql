@@ -7,7 +7,8 @@ select pgflow.add_step('f', 'whole', array['list']);
 select pgflow.add_step('f', 'join', array['x', 'y', 'whole']);
 select check_.start('f');
 select check_.complete('list', '[1, 2]');
-select check_.is(check_.statuses(), 'list:completed x:started y:started whole:started join:created', 'all children start');
+select check_.is(check_.statuses(), 'list:completed x:started y:started whole:started join:created',
+  'all children start');
 select check_.is(check_.queued('f'), 5, 'messages');
 select check_.complete('x', '"x1"', 1);
 select check_.complete('y', '"y0"', 0);

@@ -10,9 +10,13 @@ select * from pgflow.complete_task(check_.id(1), 'a', 0, '1');
 select check_.is(count(*), 4, 'messages of both flows') from pgmq.q_pgflow_built;
 select check_.is(count(*), 1, 'and one in the archive') from pgmq.a_pgflow_built;
 select pgflow.delete_flow_and_data(flow_slug) from built where n = 1;
-select check_.is(count(*), 0, 'its messages') from pgmq.q_pgflow_built join built on n = 1 and flow_slug = message ->> 'flow_slug';
-select check_.is(count(*), 0, 'its archive') from pgmq.a_pgflow_built join built on n = 1 and flow_slug = message ->> 'flow_slug';
-select check_.is(count(*), 2, 'the other''s messages') from pgmq.q_pgflow_built join built on n = 2 and flow_slug = message ->> 'flow_slug';
+select check_.is(count(*), 0,
+  'its messages') from pgmq.q_pgflow_built join built on n = 1 and flow_slug = message ->> 'flow_slug';
+select check_.is(count(*), 0,
+  'its archive') from pgmq.a_pgflow_built join built on n = 1 and flow_slug = message ->> 'flow_slug';
+select check_.is(count(*), 2,
+  'the other''s messages') from pgmq.q_pgflow_built join built on n = 2 and flow_slug = message ->> 'flow_slug';
 -- the queue is there also when the last of them is gone: workers read it
 select pgflow.delete_flow_and_data(flow_slug) from built where n = 2;
-select check_.empty($$select * from pgflow.claim_tasks(array['pgflow_built'], check_.worker(), 10)$$, 'the shared queue');
+select check_.empty($$select * from pgflow.claim_tasks(array['pgflow_built'], check_.worker(), 10)$$,
+  'the shared queue');

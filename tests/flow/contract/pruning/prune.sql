@@ -5,9 +5,11 @@ select check_.start('sequential', '{}', n) from generate_series(1, 5) n;
 select check_.complete(step, '1', 0, n) from generate_series(1, 3, 2) n, unnest(array['first', 'second', 'last']) step;
 update pgflow.step_tasks set attempts_count = 9 where run_id = check_.id(2);
 select check_.fail('first', 'boom', 0, 2);
-select check_.is(string_agg((check_.run(n)).status, ' ' order by n), 'completed failed completed started started', 'the scene')
+select check_.is(string_agg((check_.run(n)).status, ' ' order by n), 'completed failed completed started started',
+  'the scene')
 from generate_series(1, 5) n;
-update pgflow.runs set started_at = now() - interval '10 days' where run_id in (check_.id(1), check_.id(2), check_.id(3), check_.id(4));
+update pgflow.runs set started_at = now() - interval '10 days'
+  where run_id in (check_.id(1), check_.id(2), check_.id(3), check_.id(4));
 update pgflow.runs set completed_at = now() - interval '8 days' where run_id = check_.id(1);
 update pgflow.runs set failed_at = now() - interval '8 days' where run_id = check_.id(2);
 update pgflow.step_states set created_at = now() - interval '10 days',
@@ -16,10 +18,12 @@ where run_id in (check_.id(1), check_.id(2), check_.id(4));
 update pgflow.step_tasks set queued_at = now() - interval '10 days', started_at = started_at - interval '9 days',
   completed_at = completed_at - interval '8 days', failed_at = failed_at - interval '8 days'
 where run_id in (check_.id(1), check_.id(2), check_.id(4));
-update pgmq.a_sequential set archived_at = now() - interval '8 days' where message ->> 'run_id' in (check_.id(1)::text, check_.id(2)::text);
+update pgmq.a_sequential set archived_at = now() - interval '8 days'
+  where message ->> 'run_id' in (check_.id(1)::text, check_.id(2)::text);
 -- a message of an old run that was left over
 update pgflow.step_tasks t set message_id = m.id
-from (select pgmq.send('sequential', jsonb_build_object('flow_slug', 'sequential', 'run_id', check_.id(1), 'step_slug', 'last', 'task_index', 0)) as id) m
+from (select pgmq.send('sequential', jsonb_build_object('flow_slug', 'sequential', 'run_id', check_.id(1), 'step_slug',
+  'last', 'task_index', 0)) as id) m
 where t.run_id = check_.id(1) and t.step_slug = 'last';
 -- archived long ago, of a run nobody knows any more
 select pgmq.archive('sequential', id) from pgmq.send('sequential', '{"of": "nobody"}') as id;

@@ -10,7 +10,8 @@ select pgflow._create_flow_from_shape(p_flow_slug => 'f', p_shape => '{
     {"slug": "join", "stepType": "single", "dependencies": ["each", "list"], "whenUnmet": "skip-cascade",
      "whenExhausted": "skip-cascade", "requiredInputPattern": {"defined": false}, "forbiddenInputPattern": {"defined": false}}]}');
 select check_.rows(
-  $$select opt_max_attempts, opt_base_delay, opt_timeout from pgflow.flows where flow_slug = 'f'$$, $$values (7, 2, 30)$$, 'the flow''s options');
+  $$select opt_max_attempts, opt_base_delay, opt_timeout from pgflow.flows where flow_slug = 'f'$$,
+  $$values (7, 2, 30)$$, 'the flow''s options');
 select check_.rows(
   $$select step_slug, step_type, step_index, deps_count, opt_max_attempts, opt_base_delay, opt_timeout, opt_start_delay,
       required_input_pattern, forbidden_input_pattern, when_unmet, when_exhausted
@@ -27,7 +28,8 @@ select pgflow._create_flow_from_shape('plain', '{"steps": [
    "requiredInputPattern": {"defined": false}, "forbiddenInputPattern": {"defined": false}}]}');
 select check_.rows($$select opt_max_attempts, opt_base_delay, opt_timeout from pgflow.flows where flow_slug = 'plain'$$,
   $$values (3, 5, 60)$$, 'defaults of the flow');
-select check_.rows($$select opt_max_attempts, opt_base_delay, opt_timeout, opt_start_delay from pgflow.steps where flow_slug = 'plain'$$,
+select check_.rows($$select opt_max_attempts, opt_base_delay, opt_timeout, opt_start_delay
+  from pgflow.steps where flow_slug = 'plain'$$,
   $$values (null::int, null::int, null::int, null::int)$$, 'none of the step');
 -- there and back again
 select pgflow._create_flow_from_shape('copy', pgflow._get_flow_shape('f'));

@@ -14,8 +14,10 @@ select check_.is(pgflow.ensure_flow_compiled('f', pg_temp.shape('b', '{"maxAttem
   '{"status": "verified", "differences": []}'::jsonb, 'other options are no difference');
 select check_.start('f');
 select check_.is(pgflow.ensure_flow_compiled(flow_slug => 'f', shape => pg_temp.shape('a'), allow_data_loss => false),
-  jsonb_build_object('status', 'mismatch', 'differences', jsonb_build_array('Step at index 0: slug differs ''a'' vs ''b''')), 'another shape');
-select check_.is(pgflow.ensure_flow_compiled('f', pg_temp.shape('a')) ->> 'status', 'mismatch', 'data loss is not the default');
+  jsonb_build_object('status', 'mismatch',
+  'differences', jsonb_build_array('Step at index 0: slug differs ''a'' vs ''b''')), 'another shape');
+select check_.is(pgflow.ensure_flow_compiled('f', pg_temp.shape('a')) ->> 'status', 'mismatch',
+  'data loss is not the default');
 select check_.is(check_.statuses(), 'b:started', 'nothing was changed');
 select check_.rows($$select step_slug from pgflow.steps where flow_slug = 'f'$$, $$values ('b')$$, 'nor the steps');
 select check_.is(pgflow.ensure_flow_compiled('f', pg_temp.shape('b'), allow_data_loss => true) ->> 'status', 'verified',

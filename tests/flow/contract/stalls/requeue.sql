@@ -10,7 +10,8 @@ select check_.is(pgflow.requeue_stalled_tasks(), 1, 'one is');
 select check_.rows(
   format($$select task_index, status, requeued_count, attempts_count, started_at is null, last_requeued_at is not null,
     permanently_stalled_at from pgflow.step_tasks where run_id = %L order by 1$$, check_.id()),
-  $$values (0, 'started', 0, 1, false, false, null::text), (1, 'queued', 1, 1, true, true, null), (2, 'started', 0, 1, false, false, null)$$,
+  $$values (0, 'started', 0, 1, false, false, null::text), (1, 'queued', 1, 1, true, true, null),
+  (2, 'started', 0, 1, false, false, null)$$,
   'the tasks');
 select check_.due((check_.task('m', 1)).last_requeued_at, '0', 'last_requeued_at');
 select check_.ok(check_.visible_at('f', 'm', 1) <= clock_timestamp(), 'its message is visible');
@@ -18,7 +19,8 @@ select check_.ok(check_.visible_at('f', 'm', 0) > clock_timestamp(), 'the others
 select check_.is(check_.queued('f'), 3, 'no message was added or lost');
 select check_.is(check_.statuses(), 'm:started', 'the step goes on');
 select check_.is(pgflow.requeue_stalled_tasks(), 0, 'once');
-select check_.rows($$select task_index, input from check_.claim('f')$$, $$values (1, '2'::jsonb)$$, 'it can be claimed again');
+select check_.rows($$select task_index, input from check_.claim('f')$$, $$values (1, '2'::jsonb)$$,
+  'it can be claimed again');
 select check_.is((check_.task('m', 1)).attempts_count, 2, 'as another attempt');
 select check_.is((check_.task('m', 1)).requeued_count, 1, 'requeued_count stays');
 -- queued and completed tasks are never stalled

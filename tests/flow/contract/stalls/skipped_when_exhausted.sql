@@ -9,7 +9,8 @@ select * from check_.claim('f');
 update pgflow.step_tasks set requeued_count = 3 where run_id = check_.id();
 select check_.age(step, '10 minutes') from unnest(array['a', 'b']) step;
 select pgflow.requeue_stalled_tasks();
-select check_.ok((check_.task(step)).permanently_stalled_at is not null, 'permanently_stalled_at of ' || step) from unnest(array['a', 'b']) step;
+select check_.ok((check_.task(step)).permanently_stalled_at is not null,
+  'permanently_stalled_at of ' || step) from unnest(array['a', 'b']) step;
 select check_.is(check_.statuses(), 'a:skipped b:skipped of_a:started of_b:skipped', 'states');
 select check_.is((check_.state('a')).skip_reason, 'handler_failed', 'the reason');
 select check_.rows($$select message ->> 'step_slug' from check_.messages('f')$$, $$values ('of_a')$$, 'messages');

@@ -5,7 +5,8 @@ select check_.rows(
   format($$select status, output, remaining_steps from pgflow.start_flow('f', '[]', %L)$$, check_.id()),
   $$values ('completed', '{"m": []}'::jsonb, 0)$$, 'the run ends as it starts');
 select check_.rows(
-  format($$select status, output, remaining_tasks, initial_tasks from pgflow.step_states where run_id = %L$$, check_.id()),
+  format($$select status, output, remaining_tasks, initial_tasks from pgflow.step_states
+  where run_id = %L$$, check_.id()),
   $$values ('completed', '[]'::jsonb, 0, 0)$$, 'the step');
 select check_.ok((check_.state('m')).started_at is not null, 'a taskless step has started_at');
 select check_.ok((check_.state('m')).completed_at is not null, 'and completed_at');

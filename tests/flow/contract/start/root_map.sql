@@ -5,7 +5,8 @@ select check_.start('mapped', '["a", null, {"x": []}]');
 select check_.rows(
   format($$select step_slug, status, remaining_tasks, initial_tasks, remaining_deps from pgflow.step_states
     where run_id = %L order by step_slug$$, check_.id()),
-  $$values ('again', 'created', null, null, 1), ('each', 'started', 3, 3, 0), ('total', 'created', null::int, 1, 1)$$, 'states');
+  $$values ('again', 'created', null, null, 1), ('each', 'started', 3, 3, 0), ('total', 'created', null::int, 1, 1)$$,
+  'states');
 select check_.rows(
   format($$select task_index, status, attempts_count from pgflow.step_tasks where run_id = %L and step_slug = 'each'
     order by task_index$$, check_.id()),

@@ -3,7 +3,8 @@ select check_.sequential();
 select check_.rows(
   format($$select run_id, flow_slug, status, input, output, remaining_steps, completed_at, failed_at
     from pgflow.start_flow(flow_slug => 'sequential', input => '{"n": 1}', run_id => %L)$$, check_.id()),
-  format($$values (%L, 'sequential', 'started', '{"n": 1}'::jsonb, null::jsonb, 3, null::text, null::text)$$, check_.id()),
+  format($$values (%L, 'sequential', 'started',
+  '{"n": 1}'::jsonb, null::jsonb, 3, null::text, null::text)$$, check_.id()),
   'start_flow returns the run');
 select check_.rows(
   format($$select status, input, remaining_steps from pgflow.runs where run_id = %L$$, check_.id()),
@@ -30,6 +31,7 @@ select check_.rows(
 select check_.due((check_.task('first')).queued_at, '0', 'queued_at');
 select check_.rows(
   $$select msg_id, read_ct, message from check_.messages('sequential')$$,
-  format($$values (%s, 0, '{"flow_slug": "sequential", "run_id": "%s", "step_slug": "first", "task_index": 0}'::jsonb)$$,
+  format($$values (%s, 0,
+  '{"flow_slug": "sequential", "run_id": "%s", "step_slug": "first", "task_index": 0}'::jsonb)$$,
     (check_.task('first')).message_id, check_.id()), 'its message, whose id the task has');
 select check_.ok(vt <= clock_timestamp(), 'visible at once') from check_.messages('sequential');
