@@ -41,8 +41,8 @@ FlowRef = Blueprint | str
 class Executor:
     """Runs of flows over one `Database`; `pgnexus.executor` makes one with all it needs.
 
-    A flow is given as the `Flow` itself, as what a `FlowBuilder` built, or by name: then the newest version
-    that the database knows is started. ``schedules`` are the runs that start by the clock.
+    A flow is given as the `Flow` itself, as what a `FlowBuilder` built, or by name: then the version that this
+    process runs is started, else the newest that the database knows. ``schedules`` are the runs that start by the clock.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from pgnexus.flow.later import Later
 from pgnexus.flow.outcomes import Outcomes, Refused
 from pgnexus.flow.plans import PlannedStep
 from pgnexus.flow.store import FlowStore
+from pgnexus.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,13 @@ log = logging.getLogger(__name__)
 class Handling:
     """Runs the handlers of a worker's steps; every task ends in exactly one outcome, or in none when it is lost."""
 
-    def __init__(
-        self, db: Database, store: FlowStore, outcomes: Outcomes, *, max_bytes: int, transactions: int
-    ) -> None:
+    def __init__(self, db: Database, store: FlowStore, outcomes: Outcomes, settings: Settings) -> None:
         self._db = db
         self._store = store
         self._outcomes = outcomes
-        self._max_bytes = max_bytes
-        self._transactions = asyncio.Semaphore(transactions)
+        self._max_bytes = settings.max_message_bytes
+        # the other connections are for what the worker says itself
+        self._transactions = asyncio.Semaphore(max(1, settings.pool_size - 4))
 
     async def run(self, held: Held) -> None:
         """Call the handler of a task; raises nothing."""

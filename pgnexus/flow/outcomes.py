@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
@@ -36,13 +36,27 @@ class Refused(Exception):
     """A task was not this worker's any more: what was done in its transaction is to be rolled back."""
 
 
-class Outcomes:
-    """The outcomes of one worker's tasks, on their way into the database.
+class Hears(Protocol):
+    """Who is told of what the database answers."""
 
-    ``on_claimed`` gets the rows of tasks that a completion brought along; ``on_room`` hears when slots came free
-    that these did not fill, ``on_doubt`` when a call broke off that may have claimed something, ``on_delay``
-    when something was stored that is due later, ``on_stored`` in which runs something changed, in a few words.
-    """
+    def claimed(self, rows: list[Any]) -> None:
+        """A completion brought these tasks along."""
+
+    def room(self) -> None:
+        """Slots came free."""
+
+    def doubt(self) -> None:
+        """A call broke off that may have claimed something."""
+
+    def delayed(self) -> None:
+        """Something was stored that is due later."""
+
+    def stored(self, run_ids: Iterable[UUID]) -> None:
+        """Something changed in these runs, which are few."""
+
+
+class Outcomes:
+    """The outcomes of one worker's tasks, on their way into the database; ``worker`` hears what comes back."""
 
     def __init__(
         self,
@@ -52,12 +66,7 @@ class Outcomes:
         holdings: Holdings,
         kinds: Kinds,
         handlers: list[str],
-        *,
-        on_claimed: Callable[[list[Any]], None],
-        on_room: Callable[[], None],
-        on_doubt: Callable[[], None],
-        on_delay: Callable[[], None],
-        on_stored: Callable[[Iterable[UUID]], None],
+        worker: Hears,
     ) -> None:
         self._db = db
         self._store = store
@@ -65,11 +74,7 @@ class Outcomes:
         self._holdings = holdings
         self._kinds = kinds
         self._handlers = handlers
-        self._on_claimed = on_claimed
-        self._on_room = on_room
-        self._on_doubt = on_doubt
-        self._on_delay = on_delay
-        self._on_stored = on_stored
+        self._worker = worker
         self._idle = asyncio.Event()
         self._completed: Outbox[Completed] = Outbox(
             "completions", self._complete, self._refuse_output, size=_size
@@ -152,12 +157,12 @@ class Outcomes:
                 rows = await self._store.complete(tasks, claim=claim, handlers=self._handlers, notify=notify)
             except (DatabaseUnavailable, psycopg.Error) as error:
                 if claim and not is_data_fault(error):
-                    self._on_doubt()
+                    self._worker.doubt()
                 raise
         if not notify:
             self._tell(held)
         if len(held) <= _FEW:
-            self._on_stored(one.run_id for one in held)
+            self._worker.stored(one.run_id for one in held)
         claimed = [row for row in rows if row.outcome == "claimed"]
         if len(claimed) < len(rows):
             self._say_refused(rows)
@@ -168,12 +173,12 @@ class Outcomes:
         rows = await self._store.fail(tasks, notify=True)
         self._say_refused(rows)
         self._ended([task.held for task in tasks])
-        self._on_delay()
+        self._worker.delayed()
 
     async def _release(self, tasks: list[Released]) -> None:
         await self._store.release(tasks)
         self._ended([task.held for task in tasks])
-        self._on_delay()
+        self._worker.delayed()
 
     async def _defer(self, tasks: list[Deferred]) -> None:
         async with self._db.connection() as connection, connection.transaction():
@@ -183,7 +188,7 @@ class Outcomes:
                 if task.token not in accepted:
                     log.info("%s: attempt %d had been taken from this worker", task.held, task.held.attempt)
         self._ended([task.held for task in tasks])
-        self._on_delay()
+        self._worker.delayed()
 
     async def _ask(self, connection: Connection, tasks: list[Deferred]) -> dict[UUID, datetime]:
         accepted = await self._store.defer(tasks, connection)
@@ -202,19 +207,19 @@ class Outcomes:
 
     def doubt(self) -> None:
         """The transaction of `complete_in` broke off, and may have claimed something."""
-        self._on_doubt()
+        self._worker.doubt()
 
     def _ended(self, ended: Iterable[Held], claimed: list[Any] | None = None) -> None:
         self._holdings.held.difference_update(ended)
         if claimed:
-            self._on_claimed(claimed)
+            self._worker.claimed(claimed)
         if not self._holdings.held:
             self._idle.set()
-        self._on_room()
+        self._worker.room()
 
     def _look_ahead(self, held: list[Held]) -> None:
         if any(one.planned.leads_to_delay for one in held):
-            self._on_delay()
+            self._worker.delayed()
 
     def _tell(self, held: list[Held]) -> None:
         self._notifier.committed(RUNS_CHANNEL, list({str(one.run_id) for one in held}))

@@ -57,33 +57,17 @@ class Worker:
         on_delay: Callable[[], None] = lambda: None,
         on_stored: Callable[[Iterable[UUID]], None] = lambda _: None,
     ) -> None:
-        self._db = db
         self._registry = registry
         self._flows = flows
-        self._settings = settings
+        self._on_delay = on_delay
+        self._on_stored = on_stored
         self._holdings = Holdings(settings.flow_concurrency)
         self._store = FlowStore(db, registry.instance_id())
+        known = {"signal": Signal(), **(kinds or {})}
         self._outcomes = Outcomes(
-            db,
-            self._store,
-            notifier,
-            self._holdings,
-            {"signal": Signal(), **(kinds or {})},
-            flows.handlers,
-            on_claimed=self._begin,
-            on_room=self._room,
-            on_doubt=self._doubt,
-            on_delay=on_delay,
-            on_stored=on_stored,
+            db, self._store, notifier, self._holdings, known, flows.handlers, worker=self
         )
-        self._handling = Handling(
-            db,
-            self._store,
-            self._outcomes,
-            max_bytes=settings.max_message_bytes,
-            transactions=max(1, settings.pool_size - 4),  # the others are for what this worker says itself
-        )
-        self._lanes = Lanes(self._handling.run)
+        self._lanes = Lanes(Handling(db, self._store, self._outcomes, settings).run)
         self._watchdog = Watchdog(self._holdings, registry, patience=settings.flow_blocked_warning)
         self._looper = Looper("flow worker", self._take, poll_interval=settings.poll_interval)
         self._hungry = False
@@ -147,7 +131,7 @@ class Worker:
                 rows = await self._store.claim(self._queues(), limit, self._flows.handlers)
                 await self._flows.learn({row.flow_slug for row in rows})
             except (DatabaseUnavailable, psycopg.Error):
-                self._doubt()
+                self.doubt()
                 raise
             self._begin(rows)
         return 0 if len(rows) == limit else None
@@ -178,9 +162,27 @@ class Worker:
         self._turn = (self._turn + 1) % max(1, len(queues))
         return queues[self._turn :] + queues[: self._turn]
 
-    def _room(self) -> None:
+    def claimed(self, rows: list[Any]) -> None:
+        """A completion brought these tasks along."""
+        self._begin(rows)
+
+    def room(self) -> None:
+        """Slots came free; they are gathered for a moment."""
         if self._hungry and self._gathering is None and self._holdings.open:
             self._gathering = asyncio.get_running_loop().call_later(_GATHER, self._gathered)
+
+    def doubt(self) -> None:
+        """A call broke off that may have claimed tasks of which nobody here knows."""
+        self._holdings.doubtful = True
+        self._looper.wake()
+
+    def delayed(self) -> None:
+        """Something was stored that is due later."""
+        self._on_delay()
+
+    def stored(self, run_ids: Iterable[UUID]) -> None:
+        """Something changed in these runs, which are few."""
+        self._on_stored(run_ids)
 
     def _gathered(self) -> None:
         self._gathering = None
@@ -201,11 +203,6 @@ class Worker:
         for held in self._holdings.held:
             if held.task is not None:
                 held.cancel(Stop.GIVEN_BACK)
-
-    def _doubt(self) -> None:
-        """A call broke off that may have claimed tasks of which nobody here knows."""
-        self._holdings.doubtful = True
-        self._looper.wake()
 
     async def _clear_doubt(self) -> None:
         """Give back what the database takes for running here, and is not; no call that claims is under way."""

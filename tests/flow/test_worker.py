@@ -410,7 +410,7 @@ async def test_tasks_claimed_in_a_call_that_broke_off_are_given_back(database_ur
             await connection.execute(claim, [app.flows.registry.instance_id()])
             await connection.execute("update pgflow.flows set paused_at = now()")
         assert [task.status for task in await tasks(db, handle.run_id)] == ["started"]
-        worker._doubt()
+        worker.doubt()
         await until(lambda: _has_status(db, handle.run_id, "queued"))
         await app.executor.resume(flow)
         assert await handle.result() == 1
