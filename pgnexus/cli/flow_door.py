@@ -27,12 +27,18 @@ class Door:
 
     def __init__(self, app: App) -> None:
         self._db = app.db
+        self._lease = app.settings.worker_lease
         self.hurry = app.hurry
         self.executor: Executor = app.executor
 
     async def flows(self) -> list[Any]:
         """A row a flow, with its runs and tasks by state."""
         return await self._db.query("list_flows")
+
+    async def workers(self) -> int:
+        """How many processes run flows, of whatever kind."""
+        [row] = await self._db.query("live_flow_workers", {"lease": self._lease})
+        return int(row.workers)
 
     async def graph(self, name: str) -> Graph:
         """The newest version of this name, or the flow of this slug."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, get_args
 
 import typer
 from rich import box
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +18,7 @@ from pgnexus.cli.flow_door import opened
 from pgnexus.cli.flow_drawing import draw
 from pgnexus.cli.flow_graph import Graph, Node, graph_of_code, mermaid
 from pgnexus.cli.flow_input import flow_of, is_path
-from pgnexus.cli.flow_tree import tree
+from pgnexus.cli.flow_tree import Hung, tree
 from pgnexus.cli.output import Output, age, duration
 from pgnexus.cli.requests import moment
 from pgnexus.cli.verb import Cli, verb
@@ -39,12 +40,17 @@ async def list_flows(cli: Cli) -> None:
     name that their description gives them.
     """
     async with opened(cli) as door:
-        flows = await door.flows()
+        flows, workers = await door.flows(), await door.workers()
     if cli.output.json:
         for row in flows:
             cli.output.document(_flow_document(row))
     elif flows:
         cli.output.show(_flows(flows, cli.output.out.width))
+        cli.output.show(
+            f"{workers:,} worker{'s' if workers > 1 else ''} alive"
+            if workers
+            else "[warn]no worker for flows is alive[/]"
+        )
     else:
         cli.output.say("no flows there yet; pgnexus up --flow MODULE:NAME runs one")
 
@@ -131,19 +137,18 @@ def _show(output: Output, graph: Graph) -> None:
         for line in lines:
             output.show(line)
     else:
-        for guide, _, node in tree(graph.nodes):
-            output.show(_branch(guide, node))
+        output.show(Group(*(line for place in tree(graph.nodes) for line in _branch(*place))))
     output.show()
     output.show(_steps(graph.nodes))
 
 
-def _branch(guide: str, node: Node) -> Text:
-    """A step's line where the boxes would be wider than the terminal."""
+def _branch(guide: str, below: str, node: Node) -> list[RenderableType]:
+    """A step's lines where the boxes would be wider than the terminal."""
     line = Text.assemble((guide, "quiet"), (node.slug, "bold"), overflow="ellipsis", no_wrap=True)
     line.append(f"  {node.sort}", _KINDS.get(node.kind, "quiet"))
-    if len(node.depends_on) > 1:
-        line.append(f"  after {', '.join(node.depends_on)}", "quiet")
-    return line
+    if len(node.depends_on) < 2:
+        return [line]
+    return [line, Hung(Text(f"after {', '.join(node.depends_on)}", style="quiet"), below)]
 
 
 def _steps(nodes: Sequence[Node]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pgnexus.cli.flow_graph import Graph
-from pgnexus.cli.flow_tree import tree
+from pgnexus.cli.flow_tree import Hung, tree
 from pgnexus.cli.output import duration, money
 from pgnexus.flow.runs import RunStatus, StepStatus
 
@@ -40,6 +40,7 @@ class RunPicture:
     graph: Graph
     costs: Mapping[str, Any]
     now: datetime
+    workers: int  # alive, for flows of any kind
 
     def document(self) -> dict[str, Any]:
         """The run as JSON can say it; costs are decimal text."""
@@ -74,7 +75,10 @@ class RunPicture:
         names = min(max((len(guide) + 2 + len(step.slug) for guide, _, step in steps), default=0), _NAME)
         kinds = max((len(self._kind(step)) for *_, step in steps), default=0)
         states = [self._state(step) for *_, step in steps]
-        wide = max((state.cell_len for state in states), default=0)
+        timed = [
+            state for state, (*_, step) in zip(states, steps, strict=True) if step.started_at is not None
+        ]
+        wide = max((state.cell_len for state in timed), default=0)
         lines: list[RenderableType] = [*self._head(), Text()]
         for (guide, below, step), state in zip(steps, states, strict=True):
             line = self._name(step, guide, names)
@@ -87,6 +91,11 @@ class RunPicture:
             lines += [Text(), *(Text(one, style="quiet") for one in advice)]
         return Group(*lines)
 
+    def _is_left_alone(self) -> bool:
+        """Whether tasks are there and nobody who could take them."""
+        begun = [step for step in self.status.steps if step.status == "started"]
+        return not self.workers and any(not step.waits_for and not step.tasks_running for step in begun)
+
     def _advice(self) -> list[str]:
         """The commands that bring it on."""
         run = self.status
@@ -94,8 +103,10 @@ class RunPicture:
             return [f"pgnexus flow retry {run.run_id}"]
         if self.graph.paused_at is not None and not run.ended_at:
             return [f"pgnexus flow resume {self.graph.name}"]
+        if self._is_left_alone():
+            return ["pgnexus up --flow MODULE:NAME"]
         waiting = [step for step in run.steps if step.waits_for == "signal"]
-        return [f"pgnexus flow signal {run.run_id} {step.slug} --payload JSON" for step in waiting]
+        return [f"pgnexus flow signal {run.run_id} {step.slug} -p JSON" for step in waiting]
 
     def _head(self) -> list[Text]:
         run = self.status
@@ -108,6 +119,8 @@ class RunPicture:
         )
         if self.graph.paused_at is not None and not run.ended_at:
             state.append(" · the flow is paused", "warn")
+        elif self._is_left_alone():
+            state.append(" · no worker for flows is alive", "warn")
         began = run.started_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         head = Text.assemble((run.flow, "bold"), f"  {run.run_id}  ", (f"since {began}", "quiet"))
         return [head, state]
@@ -126,10 +139,10 @@ class RunPicture:
         if remarks and line.cell_len + 3 + remarks.cell_len <= width:
             line.append("   ").append_text(remarks)
         elif remarks:
-            shown.append(_Hung(remarks, guide))
+            shown.append(Hung(remarks, guide))
         if step.error and step.status in ("started", "failed", "skipped"):
             style = "bad" if step.status == "failed" else "warn"
-            shown.append(_Hung(Text(step.error.rstrip(), style=style), guide))
+            shown.append(Hung(Text(step.error.rstrip(), style=style), guide))
         return shown
 
     def _state(self, step: StepStatus) -> Text:
@@ -181,18 +194,6 @@ class RunPicture:
     def _kind(self, step: StepStatus) -> str:
         """As its authors call it; the engine knows only single and map."""
         return next((node.sort for node in self.graph.nodes if node.slug == step.slug), step.kind)
-
-
-class _Hung:
-    """A text whose every line stands behind the same guide."""
-
-    def __init__(self, text: Text, guide: str) -> None:
-        self._text = text
-        self._guide = guide
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[RenderableType]:
-        for line in self._text.wrap(console, max(20, options.max_width - len(self._guide))):
-            yield Text.assemble((self._guide, "quiet"), line)
 
 
 def _until(step: StepStatus) -> str:

@@ -86,7 +86,7 @@ class Watched:
         time = asyncio.get_running_loop().time()
         if asks and (status.ended_at or time - self._costs_at >= _COSTS):
             self._costs, self._costs_at = await self.door.costs(status), time
-        return RunPicture(status, graph, self._costs, await self.door.now())
+        return RunPicture(status, graph, self._costs, await self.door.now(), await self.door.workers())
 
     async def until_end(self) -> None:
         """Return when the run has ended."""

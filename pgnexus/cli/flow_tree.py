@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol, TypeVar
 
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.text import Text
+
 _GUIDES: Final = 20  # columns of lines before a name at most
 
 
@@ -43,3 +46,15 @@ def tree(steps: Sequence[T]) -> Iterator[tuple[str, str, T]]:
             yield from walk(child.slug, guide + after)
 
     yield from walk(None, "")
+
+
+class Hung:
+    """A text whose every line stands behind the same guide."""
+
+    def __init__(self, text: Text, guide: str) -> None:
+        self._text = text
+        self._guide = guide
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        for line in self._text.wrap(console, max(20, options.max_width - len(self._guide))):
+            yield Text.assemble((self._guide, "quiet"), line)

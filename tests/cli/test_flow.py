@@ -310,6 +310,11 @@ class TestControl:
         ended = run("flow", "signal", waiting, "approval")
         assert (ended.code, "none of its steps waits" in ended.err) == (1, True), ended
 
+    def test_nobody_there_to_run_it(self, run, ran):
+        ended = run("flow", "run", run("flow", "start", "words", "-i", '"x"').out.strip())
+        assert "no worker for flows is alive" in ended.out
+        assert "no worker for flows is alive" in run("flow", "list").out
+
     def test_cancel(self, run, ran):
         open_run = run("flow", "start", "words", "-i", '"x"').out.strip()
         ended = run("flow", "cancel", open_run, "--json")
