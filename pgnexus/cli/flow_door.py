@@ -40,9 +40,9 @@ class Door:
         [row] = await self._db.query("live_flow_workers", {"lease": self._lease})
         return int(row.workers)
 
-    async def graph(self, name: str) -> Graph:
-        """The newest version of this name, or the flow of this slug."""
-        rows = await self._db.query("show_flow", {"flow": name})
+    async def graph(self, name: str, *, exact: bool = False) -> Graph:
+        """The newest version of this name, or the flow of this slug; if it is to be ``exact``, only that."""
+        rows = await self._db.query("show_flow", {"flow": name, "exact": exact})
         if not rows:
             raise await self.unknown_flow(name)
         return graph_of_rows(rows)
@@ -50,7 +50,7 @@ class Door:
     async def slug(self, name: str) -> str:
         """The name as the executor knows it; raises `UnknownFlow` that says which flows there are."""
         graph = await self.graph(name)
-        return name if graph.name == name and graph.flow_slug and not graph.built else str(graph.flow_slug)
+        return graph.handle if graph.name == name else str(graph.flow_slug)
 
     async def unknown_flow(self, name: str) -> UnknownFlow:
         names = [row.name for row in await self._db.query("flow_names")]

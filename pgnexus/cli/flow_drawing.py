@@ -40,9 +40,11 @@ class _Box:
         return self.center - (self.width - 1) // 2
 
 
-def draw(nodes: Sequence[Node]) -> list[Text]:
-    """The graph's lines, as wide as they need to be."""
+def draw(nodes: Sequence[Node], width: int) -> list[Text] | None:
+    """The graph's lines; None when they would be wider than ``width``."""
     layers = _layers(nodes)
+    if any(sum(box.width + _GAP for box in layer) > width + _GAP for layer in layers):
+        return None
     _order(layers)
     _place(layers)
     canvas = _Canvas()
@@ -54,7 +56,8 @@ def draw(nodes: Sequence[Node]) -> list[Text]:
         top += height
         if place < len(layers) - 1:
             top += _join(canvas, layer, top)
-    return canvas.lines()
+    lines = canvas.lines()
+    return lines if max((line.cell_len for line in lines), default=0) <= width else None
 
 
 def _layers(nodes: Sequence[Node]) -> list[list[_Box]]:

@@ -99,6 +99,11 @@ class Graph:
     timeout: int
     nodes: tuple[Node, ...]
 
+    @property
+    def handle(self) -> str:
+        """What it is started, paused and looked up by: flows built at run time may share their name."""
+        return self.flow_slug if self.built and self.flow_slug is not None else self.name
+
     def document(self) -> dict[str, Any]:
         """The flow as JSON can say it."""
         found = asdict(self)

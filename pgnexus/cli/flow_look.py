@@ -132,10 +132,8 @@ def _show(output: Output, graph: Graph) -> None:
     output.show(title)
     output.show(Text(graph.options(), style="quiet"))
     output.show()
-    lines = draw(graph.nodes)
-    if max((line.cell_len for line in lines), default=0) <= output.out.width:
-        for line in lines:
-            output.show(line)
+    if (lines := draw(graph.nodes, output.out.width)) is not None:
+        output.show(Group(*lines))
     else:
         output.show(Group(*(line for place in tree(graph.nodes) for line in _branch(*place))))
     output.show()

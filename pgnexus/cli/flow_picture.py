@@ -102,7 +102,7 @@ class RunPicture:
         if run.status in ("failed", "cancelled"):
             return [f"pgnexus flow retry {run.run_id}"]
         if self.graph.paused_at is not None and not run.ended_at:
-            return [f"pgnexus flow resume {self.graph.name}"]
+            return [f"pgnexus flow resume {self.graph.handle}"]
         if self._is_left_alone():
             return ["pgnexus up --flow MODULE:NAME"]
         waiting = [step for step in run.steps if step.waits_for == "signal"]

@@ -79,7 +79,7 @@ class Watched:
     async def picture(self) -> RunPicture:
         """The run as it is now. What its LLM steps cost is looked up now and then, and at the end."""
         status = await self.door.executor.status(self.run_id)
-        self._graph = graph = self._graph or await self.door.graph(status.flow)
+        self._graph = graph = self._graph or await self.door.graph(status.flow, exact=True)
         asks = any(node.kind == "llm" for node in graph.nodes) or any(
             s.waits_for == "llm" for s in status.steps
         )

@@ -36,16 +36,14 @@ def tree(steps: Sequence[T]) -> Iterator[tuple[str, str, T]]:
         depth[step.slug] = 0 if parent is None else depth[parent] + 1
         below.setdefault(parent, []).append(step)
 
-    def walk(parent: str | None, guide: str) -> Iterator[tuple[str, str, T]]:
-        children = below.get(parent, [])
-        for child in children:
-            last = child is children[-1]
-            before, after = ("", "") if parent is None else ("└ " if last else "├ ", "  " if last else "│ ")
-            hangs = "│ " if child.slug in below else "  "
-            yield (guide + before)[-_GUIDES:], (guide + after)[-_GUIDES:] + hangs, child
-            yield from walk(child.slug, guide + after)
-
-    yield from walk(None, "")
+    waiting = [(step, "", "") for step in reversed(below[None])]
+    while waiting:
+        step, guide, under = waiting.pop()
+        children = below.get(step.slug, [])
+        yield guide[-_GUIDES:], under[-_GUIDES:] + ("│ " if children else "  "), step
+        for child in reversed(children):
+            line, space = ("└ ", "  ") if child is children[-1] else ("├ ", "│ ")
+            waiting.append((child, under + line, under + space))
 
 
 class Hung:

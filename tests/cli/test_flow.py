@@ -1,13 +1,25 @@
 """`flow`: flows and runs listed, drawn, started, followed, steered; and what is said when that cannot be."""
 
+import asyncio
 import json
 import signal
 
+import psycopg
 import pytest
 
+from pgnexus import Actions, FlowBuilder
+from pgnexus.db.database import Database
+from pgnexus.flow.plans import compile_flow
 from tests.cli import flows
 
 HERE = "tests.cli.flows"
+
+
+async def known(database_url, flow):
+    """Have the database know a flow."""
+    db = await Database.open(database_url)
+    await compile_flow(db, flow)
+    await db.close()
 
 
 @pytest.fixture
@@ -191,6 +203,37 @@ class TestShow:
         assert "version 2 of 2" in shown
         [listed] = run("flow", "list", "--json").documents[-1:]
         assert (listed["name"], listed["newest"], listed["versions"]) == ("words", "words__v2", 2)
+        kinds = [step["kind"] for step in run("flow", "run", ran["run_id"], "--json").document["steps"]]
+        assert kinds == ["single", "map", "single", "single"], "of its own version"
+
+    def test_a_flow_of_another_client(self, run, database_url):
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("select pgflow.create_flow('bare')")
+            assert run("flow", "show", "bare").code == 0
+            connection.execute("select pgflow.add_step('bare', 'first')")
+            connection.execute("select pgflow.add_step('bare', 'second', array['first'], step_type => 'map')")
+        found = run("flow", "show", "bare", "--json").document
+        assert [(step["kind"], step["is_map"]) for step in found["steps"]] == [
+            ("single", False),
+            ("map", True),
+        ]
+        run_id = run("flow", "start", "bare", "-i", "{}").out.strip()
+        assert "after first" in run("flow", "run", run_id).out
+
+    def test_flows_built_at_run_time(self, run, database_url):
+        actions = Actions()
+        actions.add(abs)
+        for text in ("one", "two"):
+            steps = [{"slug": "ask", "prompt": f"{text} {{input}}"}]
+            asyncio.run(known(database_url, FlowBuilder(actions).build({"name": "digest", "steps": steps})))
+        [listed] = run("flow", "list", "--json").documents
+        assert (listed["name"], listed["built"], listed["versions"]) == ("digest", True, 2)
+        shown = run("flow", "show", "digest", "--json").document
+        assert (shown["name"], shown["flow_slug"]) == ("digest", listed["newest"])
+        run_id = run("flow", "start", "digest", "-i", '"x"').out.strip()
+        assert run("flow", "runs", "--flow", "digest", "--json").document["run_id"] == run_id
+        assert run("flow", "pause", "digest").code == 0
+        assert f"pgnexus flow resume {listed['newest']}" in run("flow", "run", run_id).out
 
 
 class TestRuns:

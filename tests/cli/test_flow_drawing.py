@@ -18,7 +18,7 @@ def nodes(*described):
 
 
 def drawn(*described):
-    return "\n".join(line.plain.rstrip() for line in draw(nodes(*described)))
+    return "\n".join(line.plain.rstrip() for line in draw(nodes(*described), 200))
 
 
 def test_lines_that_lead_to_the_same_step_are_one():
@@ -90,7 +90,7 @@ def graphs(draw_one):
 
 @given(graphs())
 def test_every_step_has_a_whole_box(found):
-    text = "\n".join(line.plain for line in draw(found))
+    text = "\n".join(line.plain for line in draw(found, 10_000))
     for node in found:
         assert f" step_{node.slug.split('_')[1]}_" in text
     for corners, wanted in (("╭╮╰╯", False), ("╔╗╚╝", True)):
@@ -100,12 +100,25 @@ def test_every_step_has_a_whole_box(found):
 
 @given(graphs())
 def test_lines_begin_and_end_at_steps(found):
-    text = "\n".join(line.plain for line in draw(found))
+    text = "\n".join(line.plain for line in draw(found, 10_000))
     targets = {node.slug for node in found if node.depends_on}
     sources = {slug for node in found for slug in node.depends_on}
     assert text.count("▼") == len(targets)
     assert sum(text.count(begin) for begin in "┬╤") >= len(sources)
     assert not set(text) & set("╵╷╴╶"), "a line that leads nowhere"
+
+
+def test_what_would_be_too_wide_is_not_drawn():
+    steps = nodes("a", "b", "c")
+    assert max(line.cell_len for line in draw(steps, 36)) == 36
+    assert draw(steps, 35) is None
+    assert draw(nodes(*(f"step_{number}" for number in range(20_000))), 200) is None
+
+
+def test_a_long_chain_is_a_tree_like_any_other():
+    shown = list(tree(nodes("s0", *(f"s{number}:s{number - 1}" for number in range(1, 3000)))))
+    assert [node.slug for *_, node in shown][-1] == "s2999"
+    assert max(len(guide) for guide, *_ in shown) <= 20
 
 
 @given(graphs())

@@ -1,4 +1,5 @@
--- The newest version of a name, or the flow of this slug, one row a step in the order of their definition.
+-- The newest version of a name, or the flow of this slug, one row a step in the order of their definition. With
+-- `exact` it is the slug.
 select f.flow_slug, coalesce(f.definition ->> 'name', f.name, f.flow_slug) as name, f.version, f.paused_at, f.created_at,
        coalesce(f.queue_name = 'pgflow_built', false) as built, f.definition, f.opt_max_attempts as flow_max_attempts, f.opt_base_delay as flow_base_delay,
        f.opt_timeout as flow_timeout,
@@ -9,8 +10,8 @@ select f.flow_slug, coalesce(f.definition ->> 'name', f.name, f.flow_slug) as na
              where d.flow_slug = s.flow_slug and d.step_slug = s.step_slug order by p.step_index) as depends_on
 from pgflow.flows f
 left join pgflow.steps s on s.flow_slug = f.flow_slug
-where f.flow_slug = coalesce(
+where f.flow_slug = case when %(exact)s then %(flow)s else coalesce(
   pgflow.newest_version(%(flow)s),
   (select b.flow_slug from pgflow.flows b where b.queue_name = 'pgflow_built' and b.definition ->> 'name' = %(flow)s
-   order by b.created_at desc limit 1))
+   order by b.created_at desc limit 1)) end
 order by s.step_index
