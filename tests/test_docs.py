@@ -22,13 +22,16 @@ import psycopg
 import pytest
 
 import pgnexus
+from pgnexus.messages import LLMRequest
 from pgnexus.settings import Settings
+from pgnexus.testing import FakeLLM
 from tests.system import running
 from tools import settings_reference
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
 RUNNING = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "operations"))]
+FLOWS = [ROOT / "docs" / f"{name}.md" for name in ("flows", "coming-from")]
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages(pgnexus.__path__, "pgnexus.")
@@ -87,6 +90,54 @@ async def test_python_blocks_run(
                 out = capsys.readouterr().out
             if "print(" in text:
                 assert out.strip(), f"{page}:{line} prints nothing"
+
+
+@pytest.mark.parametrize("page", FLOWS, ids=called)
+async def test_flows_of_a_page_run(
+    page: Path, database_url: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks one after the other; a text behind Python is how what it prints begins."""
+    monkeypatch.setenv("PGNEXUS_DATABASE_URL", database_url)
+    async with pgnexus.open(nexus=True, providers=FakeLLM(fitting)) as llm:
+        names: dict[str, Any] = {"__name__": "page", "llm": llm, "pgnexus": pgnexus}
+        for line, language, text, shown in shown_blocks(page):
+            if language == "sql":
+                with psycopg.connect(database_url) as connection:
+                    connection.execute(text)
+                continue
+            code = compile(text, f"{page}:{line}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            done = eval(code, names)
+            if inspect.isawaitable(done):
+                await done
+            out = capsys.readouterr().out
+            assert "print(" not in text or out.strip(), f"{page}:{line} prints nothing"
+            assert shown is None or out.startswith(shown.rstrip("…\n")), f"{page}:{line} prints {out}"
+
+
+def shown_blocks(page: Path) -> list[tuple[int, str, str, str | None]]:
+    """(line, language, text, what stands below it as its output) of what can be run."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(
+        r"^```(python|sql)\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", text, re.MULTILINE | re.DOTALL
+    )
+    return [(text[: m.start()].count("\n") + 2, m[1], m[2], m[3]) for m in found]
+
+
+def fitting(request: LLMRequest) -> Any:
+    """What a model may answer: JSON of the schema that is asked for, else a text."""
+    asked = json.loads(json.dumps(request.model_dump(mode="json")["response_format"] or {}))
+    return sample(asked["json_schema"]["schema"], asked["json_schema"]["schema"]) if asked else "Paris."
+
+
+def sample(schema: dict[str, Any], root: dict[str, Any]) -> Any:
+    """A value of a JSON schema, as simple as can be."""
+    if reference := schema.get("$ref"):
+        return sample(root["$defs"][reference.removeprefix("#/$defs/")], root)
+    if schema.get("type") == "object":
+        return {name: sample(one, root) for name, one in schema.get("properties", {}).items()}
+    if schema.get("type") == "array":
+        return [sample(schema["items"], root)] * 2
+    return {"integer": 1, "number": 1.5, "boolean": True, "string": "Paris."}[schema["type"]]
 
 
 def run_program(text: str, database_url: str, provider: str) -> str:
