@@ -140,9 +140,13 @@ begin
     execute format(
       'select array_agg(m.msg_id), array_agg(m.message) from (
          select q.msg_id, q.message from pgmq.%I q
-         where q.vt <= clock_timestamp() order by q.msg_id limit $1 for update skip locked) m',
-      pgmq.format_table_name(v_queue, 'q'))
-    into v_ids, v_messages using v_left;
+         where q.vt <= clock_timestamp() %s order by q.msg_id limit $1 for update skip locked) m',
+      pgmq.format_table_name(v_queue, 'q'),
+      -- built flows of all workers share a queue: who has not the action does not touch the message
+      case when v_queue = 'pgflow_built' then
+        'and not exists (select from pgflow.steps s where s.flow_slug = q.message ->> ''flow_slug''
+           and s.step_slug = q.message ->> ''step_slug'' and s.handler <> all (coalesce($2, ''{}'')))' end)
+    into v_ids, v_messages using v_left, p_handlers;
     continue when v_ids is null;
     v_claimed := pgflow.claim_messages(v_queue, v_ids, v_messages, p_worker_id, p_handlers);
     if v_claimed is not null then
