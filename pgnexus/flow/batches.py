@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+import psycopg
+
 from pgnexus.db.connection import is_data_fault
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.portions import LARGEST_STATEMENT
@@ -25,9 +27,9 @@ class Outbox(Generic[Item]):
     """Gathers what is put while a call is under way into the next one; nobody waits for a single item.
 
     ``store`` gets up to `MAX_BATCH` items, fewer when they are large by ``size`` (in characters). When it raises
-    a fault of the data, the batch is halved until the culprit stands alone, which goes to ``refuse``. After any
-    other fault it is called again with the same items. Another call begins beside the one under way when there is
-    enough for it, so that the database works while this process does.
+    a fault of the data or of code, the batch is halved until the culprit stands alone, which goes to ``refuse``.
+    After one of the database it is called again with the same items. Another call begins beside the one under way
+    when there is enough for it, so that the database works while this process does.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Outbox(Generic[Item]):
             except DatabaseUnavailable:
                 pass  # the loops speak of it; fences make it safe to say it all again
             except Exception as error:
-                if is_data_fault(error):
+                if is_data_fault(error) or not isinstance(error, psycopg.Error):
                     return await self._halve(batch, error)
                 log.warning(
                     "%s: %d not stored yet: %s: %s", self._name, len(batch), type(error).__name__, error

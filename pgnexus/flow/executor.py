@@ -20,6 +20,7 @@ from pgnexus.errors import (
     RunCancelled,
     RunFailed,
     RunPending,
+    ServiceMisused,
     UnknownFlow,
     UnknownRun,
 )
@@ -42,7 +43,8 @@ class Executor:
     """Runs of flows over one `Database`; `pgnexus.executor` makes one with all it needs.
 
     A flow is given as the `Flow` itself, as what a `FlowBuilder` built, or by name: then the version that this
-    process runs is started, else the newest that the database knows. ``schedules`` are the runs that start by the clock.
+    process runs is started, else the newest that the database knows. ``schedules`` are what starts runs by the
+    clock.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Executor:
         self._flows = flows
         self._settings = settings
         self._starts = Starts(db, notifier)
+        self._running = False
         self.schedules = Schedules(db)
         self._waiters = RunWaiters(db, listener, poll_interval=settings.poll_interval)
 
@@ -61,10 +64,13 @@ class Executor:
         return self._db
 
     def begin(self) -> None:
+        """Take part; before that, and after `end`, every call raises `ServiceMisused`."""
         self._waiters.start()
+        self._running = True
 
     async def end(self) -> None:
         """Start what was asked, then stop; nobody here is told how runs end any more."""
+        self._running = False
         await self._starts.close()
         await self._waiters.stop()
 
@@ -103,8 +109,8 @@ class Executor:
 
         Raises `RunFailed`, `RunCancelled`, `RunPending` when the wait is over, `UnknownRun`.
         """
-        if not await self._db.query("run_flow", {"run_id": run_id}):
-            raise _unknown(run_id)
+        self._check_running()
+        await self._flow_of(run_id)
         with self._waiters.end_of(run_id) as future:
             self._waiters.look(run_id)
             return await self._await(run_id, future, timeout)
@@ -139,6 +145,7 @@ class Executor:
 
     async def watch(self, run_id: UUID) -> AsyncIterator[RunEvent]:
         """Every event of the run from its start on, those that were before at once; ends with the run."""
+        self._check_running()
         async for event in watch(self._db, self._waiters, run_id, poll_interval=self._settings.poll_interval):
             yield event
 
@@ -176,6 +183,7 @@ class Executor:
         await self._halt("resume_flow", flow)
 
     async def _start(self, flow: FlowRef, input: Any, key: str | None, run_id: UUID | None) -> RunHandle:
+        self._check_running()
         if key is not None and run_id is not None:
             raise InvalidRequest("give a key or a run_id, not both: a key stands for a run_id")
         slug, name, known = await self._flows.locate(flow)
@@ -189,6 +197,12 @@ class Executor:
             run_id = row.run_id
         started = await self._starts.start(slug, text, run_id or new_request_id())
         return RunHandle(self, started.run_id, created=started.created)
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise ServiceMisused(
+                "this Executor is not running: use it inside `async with pgnexus.executor(…)`"
+            )
 
     async def _await(self, run_id: UUID, future: asyncio.Future[Any], timeout: float | None) -> Any:
         try:

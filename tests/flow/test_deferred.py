@@ -169,6 +169,24 @@ async def test_a_question_that_cannot_be_stored_fails_alone(database_url, db, qu
     assert [row.text for row in await sql(db, "select text from questions")] == ["short"]
 
 
+async def test_a_kind_that_breaks_fails_the_step_and_no_other(database_url, questions):
+    flow = asking()
+    ask = questions.ask
+
+    async def breaks(connection, waiting):
+        if any(one.details["text"] == "bad" for one in waiting):
+            raise LookupError("no such oracle")
+        await ask(connection, waiting)
+
+    questions.ask = breaks
+    async with started(database_url, flow) as app:
+        good = await app.executor.start(flow, ["good"])
+        bad = await app.executor.start(flow, ["bad"])
+        with pytest.raises(RunFailed, match="LookupError: no such oracle"):
+            await bad.result()
+        assert await until(lambda: waits(good, "ask")) == "question"
+
+
 async def test_a_kind_that_nobody_knows_fails_the_step(database_url):
     flow = asking(kind="oracle")
     async with started(database_url, flow) as app:

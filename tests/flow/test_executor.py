@@ -123,6 +123,19 @@ async def test_whoever_waits_is_told_when_the_executor_stops(database_url):
         await watcher
 
 
+async def test_an_executor_that_was_stopped_says_so(database_url):
+    async with started(database_url) as app:
+        executor = app.executor
+        handle = await executor.start(counting(), {"words": []})
+    for ask in (lambda: executor.start("counting"), lambda: executor.execute("counting"), handle.result):
+        with pytest.raises(ServiceMisused, match="not running"):
+            await ask()
+    with pytest.raises(ServiceMisused, match="not running"):
+        await _all(handle.watch())
+    with pytest.raises(ServiceMisused, match="closed"):
+        await handle.status()
+
+
 async def test_an_unknown_flow_is_refused(database_url):
     async with started(database_url) as app:
         with pytest.raises(UnknownFlow, match='no flow "nothing"'):
