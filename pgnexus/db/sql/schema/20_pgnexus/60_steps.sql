@@ -7,17 +7,28 @@ language sql immutable parallel safe as $$
   select left(p_sqlstate, 2) in ('40', '53', '55', '57', '58')
 $$;
 
+-- The tasks that wait for these requests, in the order in which everybody locks them. The index over tokens is the only
+-- one that fits the inner part, however few tasks waited when this was planned.
+create or replace function pgnexus.waiting_steps(p_request_ids uuid[]) returns setof pgflow.step_tasks
+language plpgsql stable
+set search_path = pg_catalog, pgnexus set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+begin
+  return query
+    select w.* from unnest(p_request_ids) i (request_id)
+    cross join lateral (select t.* from pgflow.step_tasks t where t.deferral_token = i.request_id offset 0) w
+    where w.deferred_until is not null and w.deferral ->> 'kind' = 'llm'
+    order by w.run_id, w.step_slug, w.task_index;
+end
+$$;
+
 -- End the waiting tasks of requests that have just ended; a look into one index when no task waits.
 create or replace function pgnexus.settle_steps(p_request_ids uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgnexus set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgnexus as $$
 declare
   v_waiting uuid[];
 begin
-  select array_agg(t.deferral_token order by t.run_id, t.step_slug, t.task_index) into v_waiting
-  from pgflow.step_tasks t
-  where t.deferral_token = any (p_request_ids) and t.deferral_token is not null and t.deferred_until is not null
-    and t.deferral ->> 'kind' = 'llm';
-  if v_waiting is not null then
+  v_waiting := array(select w.deferral_token from pgnexus.waiting_steps(p_request_ids) w);
+  if cardinality(v_waiting) > 0 then
     perform pgnexus.settle_or_single_out(v_waiting);
   end if;
 end
@@ -111,12 +122,10 @@ create or replace function pgnexus.step_answers(p_tokens uuid[]) returns table (
 language plpgsql stable set search_path = pg_catalog, pgnexus set enable_seqscan = off as $$
 begin
   return query
-    select t.deferral_token, a.output, a.error, a.final
-    from pgflow.step_tasks t
-    join pgnexus.job_results j on j.request_id = t.deferral_token and j.finished_at is not null
-    cross join lateral pgnexus.step_answer(j, t.deferral -> 'details') a
-    where t.deferral_token = any (p_tokens) and t.deferral_token is not null and t.deferred_until is not null
-      and t.deferral ->> 'kind' = 'llm';
+    select w.deferral_token, a.output, a.error, a.final
+    from pgnexus.waiting_steps(p_tokens) w
+    join pgnexus.job_results j on j.request_id = w.deferral_token and j.finished_at is not null
+    cross join lateral pgnexus.step_answer(j, w.deferral -> 'details') a;
 end
 $$;
 
