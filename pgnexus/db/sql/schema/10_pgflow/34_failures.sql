@@ -40,10 +40,12 @@ begin
   set status = 'failed', failed_at = clock_timestamp(), completed_at = null, output = null, not_before = null, deferred_until = null,
       error_message = 'its run or step had ended'
   from unnest(p_tasks) k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
+  with dead as materialized (
+    select distinct k.run_id, k.step_slug from unnest(p_tasks) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'failed'
+  )
   update pgflow.step_states st
   set status = 'failed', failed_at = clock_timestamp(), error_message = 'the run failed'
-  from unnest(p_tasks) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'failed'
-  where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started';
+  from dead k where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started';
   perform pgflow.archive_messages(p_tasks);
 end
 $$;
@@ -74,6 +76,9 @@ begin
   return v_open;
 end
 $$;
+
+-- Plans are made while the tables are small, and kept while they grow. So the functions that begin a transaction forbid
+-- sequential scans, and a row is looked up by its whole key out of one materialized list, never by parts of it out of two.
 
 -- End the open tasks of runs, or of some of their steps; whoever works on one finds its completion refused.
 create or replace function pgflow.end_open_tasks(p_run_ids uuid[], p_step_slugs text[], p_error text) returns void

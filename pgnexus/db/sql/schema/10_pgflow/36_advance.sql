@@ -81,16 +81,19 @@ declare
   v_skips pgflow.step_key[];
   v_cascades pgflow.step_key[];
 begin
-  with unmet as (
-    select row(k.flow_slug, k.run_id, k.step_slug)::pgflow.step_key as step, k.run_id, s.when_unmet, s.step_index
-    from (select distinct * from unnest(p_ready)) k
+  with live as materialized (
+    select k.*, r.input from (select distinct * from unnest(p_ready)) k
     join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
-    join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug
+  ), ready as materialized (
+    select k.* from live k join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug
       and st.status = 'created' and st.remaining_deps = 0
+  ), unmet as (
+    select row(k.flow_slug, k.run_id, k.step_slug)::pgflow.step_key as step, k.run_id, s.when_unmet, s.step_index
+    from ready k
     join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
       and (s.required_input_pattern is not null or s.forbidden_input_pattern is not null)
     cross join lateral (
-      select case when s.deps_count = 0 then r.input
+      select case when s.deps_count = 0 then k.input
                   else pgflow.dependency_outputs(k.flow_slug, k.run_id, k.step_slug) end as input) i
     where not (coalesce(i.input @> s.required_input_pattern, true)
                and not coalesce(i.input @> s.forbidden_input_pattern, false))
@@ -120,10 +123,12 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_completed pgflow.step_key[];
 begin
-  with completed as (
+  with live as materialized (
+    select k.* from unnest(p_ready) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+  ), completed as (
     update pgflow.step_states st
     set status = 'completed', started_at = clock_timestamp(), completed_at = clock_timestamp(), remaining_tasks = 0, output = '[]'
-    from unnest(p_ready) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+    from live k
     where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'created' and st.remaining_deps = 0
       and st.initial_tasks = 0
     returning st.flow_slug, st.run_id, st.step_slug
@@ -171,10 +176,12 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_started pgflow.step_key[];
 begin
-  with started as (
+  with live as materialized (
+    select k.* from (select distinct * from unnest(p_ready)) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+  ), started as (
     update pgflow.step_states st
     set status = 'started', started_at = clock_timestamp(), remaining_tasks = st.initial_tasks
-    from (select distinct * from unnest(p_ready)) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+    from live k
     where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'created' and st.remaining_deps = 0
       and st.initial_tasks > 0
     returning st.flow_slug, st.run_id, st.step_slug

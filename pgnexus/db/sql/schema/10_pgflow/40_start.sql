@@ -24,7 +24,7 @@ $$;
 create or replace function pgflow.begin_runs(
   p_name text, p_inputs jsonb[], p_run_ids uuid[], p_max_waves int, p_notify boolean
 ) returns table (run_id uuid, created boolean)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_flow text := pgflow.newest_version(p_name);

@@ -6,14 +6,18 @@ create or replace function pgflow.describe_tasks(p_tasks pgflow.task_key[]) retu
 language plpgsql stable set search_path = pg_catalog, pgflow as $$
 begin
   return query
+    with named as materialized (
+      select t.flow_slug, t.run_id, t.step_slug, t.task_index, t.attempts_count, t.input
+      from unnest(p_tasks) k
+      join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+    )
     select 'claimed', t.flow_slug, t.run_id, t.step_slug, t.task_index, t.attempts_count,
            case when s.step_type <> 'map' then
                   case when s.deps_count = 0 then '{}' else pgflow.dependency_outputs(t.flow_slug, t.run_id, t.step_slug) end
                 else coalesce(t.input, pgflow.parent_output(t.flow_slug, t.run_id, t.step_slug, t.task_index)) end,
            case when s.step_type <> 'map' and s.deps_count = 0 then r.input end,
            coalesce(s.opt_timeout, f.opt_timeout)::double precision
-    from unnest(p_tasks) k
-    join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+    from named t
     join pgflow.runs r on r.run_id = t.run_id
     join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug
     join pgflow.flows f on f.flow_slug = t.flow_slug;
@@ -73,7 +77,7 @@ $$;
 
 create or replace function pgflow.start_tasks(flow_slug text, msg_ids bigint[], worker_id uuid)
 returns setof pgflow.step_task_record
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_started pgflow.task_key[];
@@ -82,18 +86,19 @@ begin
     raise exception using errcode = 'foreign_key_violation',
       message = format('there is no worker %s: register it with an insert into pgflow.workers', start_tasks.worker_id);
   end if;
-  with held as (
+  with held as materialized (
     select k.* from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
     join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
     order by t.run_id, t.step_slug, t.task_index for update of t
-  ), started as (
-    update pgflow.step_tasks t
-    set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
-    from held k
+  ), live as materialized (
+    select k.* from held k
     join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
     join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
     join pgflow.flows f on f.flow_slug = k.flow_slug and f.paused_at is null
-    where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index and t.status = 'queued'
+  ), started as (
+    update pgflow.step_tasks t
+    set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
+    from live k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index and t.status = 'queued'
     returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
   )
   select array_agg(row(s.*)::pgflow.task_key) into v_started from started s;
@@ -126,7 +131,7 @@ $$;
 -- worker has, for flows that were built at run time; a task of another action is left for others.
 create or replace function pgflow.claim_tasks(p_queues text[], p_worker_id uuid, p_limit int, p_handlers text[] default null)
 returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_queue text;
   v_left int := p_limit;
@@ -171,16 +176,17 @@ begin
   select array_agg(h.run_id), array_agg(h.run_id) filter (where h.status = 'started') into v_runs, v_live
   from (select r.run_id, r.status from pgflow.runs r
         where r.run_id in (select pgflow.message_run_id(m) from unnest(p_messages) m) for share skip locked) h;
-  with free as (
-    select t.run_id, t.step_slug, t.task_index, i.id
-    from unnest(p_ids, p_messages) as i (id, message)
-    join pgflow.step_tasks t on t.run_id = pgflow.message_run_id(i.message) and t.step_slug = i.message ->> 'step_slug'
-      and t.task_index = coalesce(pgflow.message_task_index(i.message), 0)
-    join pgflow.step_states st on st.run_id = t.run_id and st.step_slug = t.step_slug and st.status = 'started'
-    join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug and (s.handler is null or s.handler = any (p_handlers))
-    join pgflow.flows f on f.flow_slug = t.flow_slug and f.paused_at is null
-    where t.run_id = any (v_live) and t.status = 'queued' and t.not_before is null
-    for update of t skip locked
+  with live as materialized (
+    select m.* from pgflow.read_messages(p_ids, p_messages) m where m.run_id = any (v_live)
+  ), held as materialized (
+    select t.flow_slug, t.run_id, t.step_slug, t.task_index, m.message_id as id
+    from live m join pgflow.step_tasks t on t.run_id = m.run_id and t.step_slug = m.step_slug and t.task_index = m.task_index
+    where t.status = 'queued' and t.not_before is null for update of t skip locked
+  ), free as materialized (
+    select h.* from held h
+    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug and st.status = 'started'
+    join pgflow.steps s on s.flow_slug = h.flow_slug and s.step_slug = h.step_slug and (s.handler is null or s.handler = any (p_handlers))
+    join pgflow.flows f on f.flow_slug = h.flow_slug and f.paused_at is null
   ), claimed as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = p_worker_id, message_id = null
@@ -207,6 +213,14 @@ language sql immutable parallel safe as $$
   select case when p_message ->> 'task_index' ~ '^[0-9]{1,9}$' then (p_message ->> 'task_index')::int end
 $$;
 
+-- The tasks that messages name; run_id is null where a message names none.
+create or replace function pgflow.read_messages(p_ids bigint[], p_messages jsonb[]) returns setof pgflow.task_key
+language sql stable set search_path = pg_catalog, pgflow as $$
+  select i.message ->> 'flow_slug', pgflow.message_run_id(i.message), i.message ->> 'step_slug',
+         coalesce(pgflow.message_task_index(i.message), 0), i.id
+  from unnest(p_ids, p_messages) as i (id, message)
+$$;
+
 -- Messages that were held and stand for no claimed task. What is no message of a task goes to the archive with the reason;
 -- those of tasks that wait for another worker or for a paused flow hide for a moment; those of tasks or runs that somebody
 -- else holds stay, and workers look again; all others are of tasks that ended, and go.
@@ -224,17 +238,15 @@ begin
          array_agg(l.id) filter (where l.is_held or l.waits and l.is_mine)
   into v_foreign, v_hidden, v_busy
   from (
-    select i.id, pgflow.message_run_id(i.message) as run_id,
-           t.status = 'queued' and t.not_before is null and r.status = 'started' as waits,
+    select i.message_id as id, i.run_id, t.status = 'queued' and t.not_before is null and r.status = 'started' as waits,
            s.handler is null and f.paused_at is null as is_mine,
            r.run_id is not null and r.run_id <> all (coalesce(p_runs, '{}')) as is_held
-    from unnest(p_ids, p_messages) as i (id, message)
-    left join pgflow.runs r on r.run_id = pgflow.message_run_id(i.message)
-    left join pgflow.step_tasks t on t.run_id = r.run_id and t.step_slug = i.message ->> 'step_slug'
-      and t.task_index = coalesce(pgflow.message_task_index(i.message), 0)
+    from (select m.* from pgflow.read_messages(p_ids, p_messages) m
+          where m.message_id not in (select k.message_id from unnest(p_claimed) k) offset 0) i
+    left join pgflow.runs r on r.run_id = i.run_id
+    left join pgflow.step_tasks t on t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
     left join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug
     left join pgflow.flows f on f.flow_slug = t.flow_slug
-    where i.id not in (select k.message_id from unnest(p_claimed) k)
   ) l;
   perform pgflow.archive_foreign(p_queue, v_foreign) where v_foreign is not null;
   perform pgmq.set_vt(p_queue, v_hidden, 2) where v_hidden is not null;

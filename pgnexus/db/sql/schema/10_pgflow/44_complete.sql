@@ -8,16 +8,18 @@ declare
   v_steps text[];
   v_errors text[];
 begin
-  with violations as (
-    select distinct on (k.run_id) k.run_id, k.step_slug,
-           format('[TYPE_VIOLATION] Produced %s instead of array', coalesce(jsonb_typeof(t.output), 'null')) as error
-    from unnest(p_finished) k
+  with parents as materialized (
+    select k.run_id, k.step_slug, s.step_index from unnest(p_finished) k
     join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug and s.step_type <> 'map'
-    join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = 0
-    where jsonb_typeof(t.output) is distinct from 'array' and exists (
+    where exists (
       select from pgflow.deps d join pgflow.steps c on c.flow_slug = d.flow_slug and c.step_slug = d.step_slug
       where d.flow_slug = k.flow_slug and d.dep_slug = k.step_slug and c.step_type = 'map')
-    order by k.run_id, s.step_index
+  ), violations as materialized (
+    select distinct on (k.run_id) k.run_id, k.step_slug,
+           format('[TYPE_VIOLATION] Produced %s instead of array', coalesce(jsonb_typeof(t.output), 'null')) as error
+    from parents k join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = 0
+    where jsonb_typeof(t.output) is distinct from 'array'
+    order by k.run_id, k.step_index
   ), failed as (
     update pgflow.step_tasks t
     set status = 'failed', failed_at = clock_timestamp(), completed_at = null, error_message = v.error
@@ -35,16 +37,19 @@ $$;
 create or replace function pgflow.complete_steps(p_finished pgflow.step_key[]) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
+  with finished as materialized (
+    select k.run_id, k.step_slug, s.step_type from unnest(p_finished) k
+    join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
+  )
   update pgflow.step_states st
   set status = 'completed', completed_at = clock_timestamp(), remaining_tasks = 0, output = case
-    when s.step_type = 'map' then (
+    when k.step_type = 'map' then (
       select jsonb_agg(t.output order by t.task_index) from pgflow.step_tasks t
       where t.run_id = k.run_id and t.step_slug = k.step_slug)
     else (
       select t.output from pgflow.step_tasks t
       where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = 0) end
-  from unnest(p_finished) k join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
-  where st.run_id = k.run_id and st.step_slug = k.step_slug;
+  from finished k where st.run_id = k.run_id and st.step_slug = k.step_slug;
   perform pgflow.emit_steps('completed', p_finished);
 end
 $$;
@@ -57,7 +62,7 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_completed pgflow.step_key[];
 begin
-  with followers as (
+  with followers as materialized (
     select k.flow_slug, k.run_id, f.step ->> 'step' as step_slug, f.step -> 'output' as output
     from unnest(p_run_ids, p_step_slugs, p_then) as i (run_id, step_slug, steps)
     join unnest(p_finished) k on k.run_id = i.run_id and k.step_slug = i.step_slug
@@ -133,19 +138,21 @@ create or replace function pgflow.complete_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_outputs jsonb[],
   p_claim int default 0, p_handlers text[] default null, p_notify boolean default true, p_then jsonb[] default null
 ) returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_done pgflow.task_key[];
   v_late pgflow.task_key[];
   v_finished pgflow.step_key[];
   v_violated uuid[];
 begin
-  with ended as (
-    update pgflow.step_tasks t
-    set status = 'completed', completed_at = clock_timestamp(), output = i.output, deferred_until = null
-    from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_outputs) as i (run_id, step_slug, task_index, attempt, output)
+  with live as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_outputs) as i (run_id, step_slug, task_index, attempt, output)
     join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
     join pgflow.step_states st on st.run_id = i.run_id and st.step_slug = i.step_slug and st.status = 'started'
+  ), ended as (
+    update pgflow.step_tasks t
+    set status = 'completed', completed_at = clock_timestamp(), output = i.output, deferred_until = null
+    from live i
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
       and case t.status when 'started' then coalesce(t.attempts_count = i.attempt, true)
                                         and (p_worker_id is null or t.last_worker_id = p_worker_id) end

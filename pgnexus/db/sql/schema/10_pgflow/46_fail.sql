@@ -6,7 +6,7 @@ create or replace function pgflow.fail_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_errors text[],
   p_final boolean[], p_delays double precision[], p_notify boolean default true
 ) returns table (outcome text, run_id uuid, step_slug text, task_index int)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_all pgflow.task_key[];
@@ -18,15 +18,18 @@ declare
   v_live uuid[];
   v_open pgflow.task_key[];
 begin
-  with judged as (
-    select i.*, coalesce(i.final, false) as is_final, coalesce(s.opt_max_attempts, f.opt_max_attempts) as max_attempts,
-           coalesce(s.opt_base_delay, f.opt_base_delay) as base_delay
+  with live as materialized (
+    select i.*, st.flow_slug
     from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_errors, p_final, p_delays)
       as i (run_id, step_slug, task_index, attempt, error, final, delay)
     join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
     join pgflow.step_states st on st.run_id = i.run_id and st.step_slug = i.step_slug and st.status = 'started'
-    join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug
-    join pgflow.flows f on f.flow_slug = st.flow_slug
+  ), judged as materialized (
+    select i.*, coalesce(i.final, false) as is_final, coalesce(s.opt_max_attempts, f.opt_max_attempts) as max_attempts,
+           coalesce(s.opt_base_delay, f.opt_base_delay) as base_delay
+    from live i
+    join pgflow.steps s on s.flow_slug = i.flow_slug and s.step_slug = i.step_slug
+    join pgflow.flows f on f.flow_slug = i.flow_slug
   ), ended as (
     update pgflow.step_tasks t
     set status = case when j.is_final or t.attempts_count >= j.max_attempts then 'failed' else 'queued' end,
@@ -208,7 +211,7 @@ $$;
 create or replace function pgflow.release_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_delays double precision[]
 ) returns table (run_id uuid, step_slug text, task_index int)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_back pgflow.task_key[];
