@@ -58,7 +58,9 @@ class Handling:
                 self._stopped(held)
             else:  # nobody here did: the handler awaited something that was cancelled
                 self._outcomes.fail(held, describe(error))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a stray one must not end the lane, and leave its task held for ever
             held.task = None
             self._failed(held, error)
         else:
@@ -71,7 +73,7 @@ class Handling:
         else:
             self._outcomes.release(held)
 
-    def _failed(self, held: Held, error: Exception) -> None:
+    def _failed(self, held: Held, error: BaseException) -> None:
         if isinstance(error, RetryLater):
             self._outcomes.fail(held, describe(error), delay=error.delay)
         elif isinstance(error, StepFailed):

@@ -42,6 +42,10 @@ class Nasty(Exception):
         raise ValueError("no")
 
 
+class Stray(BaseException):
+    pass
+
+
 @pytest.mark.parametrize(
     ("error", "attempts", "text"),
     [
@@ -51,6 +55,8 @@ class Nasty(Exception):
         (RetryLater("soon", delay=0.01), 3, "RetryLater: soon"),
         (Nasty(), 3, "Nasty: (its message cannot be had)"),
         (KeyError(), 3, "KeyError"),
+        (Stray("lost"), 3, "Stray: lost"),
+        (SystemExit(3), 3, "RuntimeError: step step: the handler raised SystemExit(3)"),
         (asyncio.CancelledError(), 3, "CancelledError"),
         (ValueError("x" * 10_000), 3, f"ValueError: {'x' * 3987}…"),
     ],
