@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
+from tests.flow.model.deferrals import answer, defer
 from tests.flow.model.graph import Graph, Step, plain
 from tests.flow.model.oracle import error_of
 from tests.flow.model.world import BACKDATE, Connection, Task, World, fetch, jsonb
@@ -51,6 +52,8 @@ class Worker:
         held = self._hands.held
         if self._world.unstarted and roll < 0.3:
             await self._start()
+        elif self._world.deferred and roll < 0.4:
+            await answer(self._world, self._connection, self._random)
         elif self._dead and roll < 0.5:
             await self._bury(self._dead.pop())
         elif not held or roll < 0.6:
@@ -191,6 +194,9 @@ class Worker:
             foreign, ours = tasks, []
         for task in foreign:
             await self._end_as_pgflow(task)
+        if ours and self._random.random() < 0.15:
+            await self._defer(ours)
+            return
         failing = [task for task in ours if self._world.fails_now(task)]
         good = [task for task in ours if task not in failing]
         if good and self._random.random() < 0.1:
@@ -275,16 +281,14 @@ class Worker:
             del self._hands.held[task]
 
     async def _check_refusals(self, rows: list[Any]) -> None:
-        """A living worker is refused only what has ended without it."""
         for row in rows:
-            [now] = await self._ask(
-                """select r.status as run, s.status as step from pgflow.runs r join pgflow.step_states s using (run_id)
-                   where run_id = %s and step_slug = %s""",
-                *(row.run_id, row.step_slug),
-            )
-            if now.run == now.step == "started":
-                task = (row.run_id, row.step_slug, row.task_index)
-                self._world.complain(task, "refused to the living worker that has it")
+            await self._world.check_refusal(self._connection, (row.run_id, row.step_slug, row.task_index))
+
+    async def _defer(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            self._world.holders.pop(task, None)
+        attempts = [self._hands.held.pop(task) for task in tasks]
+        await defer(self._world, self._connection, self._hands.worker_id, tasks, attempts)
 
 
 def _is_pure(graph: Graph, step: Step) -> bool:

@@ -86,6 +86,7 @@ class World:
     failures: Counter[Task] = field(default_factory=Counter)
     losses: Counter[Task] = field(default_factory=Counter)
     chained: set[tuple[UUID, str]] = field(default_factory=set)
+    deferred: dict[UUID, Task] = field(default_factory=dict)
     unstarted: list[UUID] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     idle_rounds: int = 0
@@ -128,6 +129,17 @@ class World:
             self.complain(task, f"claimed, but the step has {len(inputs)} tasks")
         elif text(inputs[index]) != text(given):
             self.complain(task, f"input {given!r}, should be {inputs[index]!r}")
+
+    async def check_refusal(self, connection: Connection, task: Task) -> None:
+        """Whoever has a task is refused only what has ended without him."""
+        [now] = await fetch(
+            connection,
+            """select r.status as run, s.status as step from pgflow.runs r join pgflow.step_states s using (run_id)
+               where run_id = %s and step_slug = %s""",
+            *task[:2],
+        )
+        if now.run == now.step == "started":
+            self.complain(task, "refused to whoever has it, though it is under way")
 
     def complain(self, task: Task, what: str) -> None:
         run_id, step_slug, index = task
