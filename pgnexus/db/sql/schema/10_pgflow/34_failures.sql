@@ -1,7 +1,7 @@
 -- Locks, and how steps and runs end without success. Whoever fails or skips holds the runs' rows exclusively.
 --
--- The order in which everybody locks, so that nobody waits in a circle: rows of tasks; rows of their own steps in the
--- order of (run_id, step_slug); rows of runs in the order of run_id; messages of their own tasks. Whatever else of a run is
+-- The order in which everybody locks, so that nobody waits in a circle: rows of tasks in the order of their keys; rows
+-- of their own steps in the order of (run_id, step_slug); rows of runs in the order of run_id; messages of their own tasks. Whatever else of a run is
 -- changed, is changed while its row is held exclusively, and rows of other tasks that somebody else holds are skipped: he
 -- waits for the run, and finds then that it has ended. Who claims waits for nothing: what others hold, he leaves.
 

@@ -1,7 +1,8 @@
 -- Completing tasks. Locks in the order that 34_failures tells.
 
--- Fail runs in which a map is to be made of what is no array; returns those runs.
-create or replace function pgflow.fail_type_violations(p_finished pgflow.step_key[]) returns uuid[]
+-- Fail runs in which a map is to be made of what is no array; returns those runs. What else of them was finished by the
+-- same tasks ends with them.
+create or replace function pgflow.fail_type_violations(p_finished pgflow.step_key[], p_tasks pgflow.task_key[]) returns uuid[]
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_runs uuid[];
@@ -29,6 +30,10 @@ begin
   select array_agg(f.run_id), array_agg(f.step_slug), array_agg(f.error) into v_runs, v_steps, v_errors from failed f;
   if v_runs is not null then
     perform pgflow.fail_runs(v_runs, v_steps, v_errors, p_event_names_error => false);
+    perform pgflow.void_tasks(array_agg(k))
+    from unnest(p_tasks) k join unnest(p_finished) f on f.run_id = k.run_id and f.step_slug = k.step_slug
+    where exists (select from unnest(v_runs, v_steps) as v (run_id, step_slug) where v.run_id = k.run_id)
+      and not exists (select from unnest(v_runs, v_steps) as v (run_id, step_slug) where v.run_id = k.run_id and v.step_slug = k.step_slug);
   end if;
   return v_runs;
 end
@@ -149,6 +154,7 @@ begin
     select i.* from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_outputs) as i (run_id, step_slug, task_index, attempt, output)
     join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
     join pgflow.step_states st on st.run_id = i.run_id and st.step_slug = i.step_slug and st.status = 'started'
+    order by i.run_id, i.step_slug, i.task_index
   ), ended as (
     update pgflow.step_tasks t
     set status = 'completed', completed_at = clock_timestamp(), output = i.output, deferred_until = null
@@ -167,7 +173,7 @@ begin
     end if;
     perform pgflow.archive_messages(v_done);
     if v_finished is not null and pgflow.has_maps(v_finished) then
-      v_violated := pgflow.fail_type_violations(v_finished);
+      v_violated := pgflow.fail_type_violations(v_finished, v_done);
       if v_violated is not null then
         v_finished := (select array_agg(k) from unnest(v_finished) k where k.run_id <> all (v_violated));
       end if;

@@ -30,6 +30,7 @@ begin
     from live i
     join pgflow.steps s on s.flow_slug = i.flow_slug and s.step_slug = i.step_slug
     join pgflow.flows f on f.flow_slug = i.flow_slug
+    order by i.run_id, i.step_slug, i.task_index
   ), ended as (
     update pgflow.step_tasks t
     set status = case when j.is_final or t.attempts_count >= j.max_attempts then 'failed' else 'queued' end,
@@ -218,11 +219,13 @@ declare
   v_delays double precision[];
   v_open pgflow.task_key[];
 begin
-  with back as (
+  with named as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_delays) as i (run_id, step_slug, task_index, attempt, delay)
+    order by i.run_id, i.step_slug, i.task_index
+  ), back as (
     update pgflow.step_tasks t
     set status = 'queued', started_at = null, attempts_count = t.attempts_count - 1
-    from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_delays) as i (run_id, step_slug, task_index, attempt, delay)
-    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
+    from named i where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
       and case t.status when 'started' then coalesce(t.attempts_count = i.attempt, true)
                                         and (p_worker_id is null or t.last_worker_id = p_worker_id) end
     returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task, coalesce(i.delay, 0) as delay

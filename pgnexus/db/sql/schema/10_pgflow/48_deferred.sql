@@ -9,12 +9,14 @@ language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off a
 declare
   v_deferred pgflow.task_key[];
 begin
-  with deferred as (
+  with named as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_tokens, p_until, p_details)
+      as i (run_id, step_slug, task_index, attempt, token, until, details)
+    order by i.run_id, i.step_slug, i.task_index
+  ), deferred as (
     update pgflow.step_tasks t
     set deferred_until = i.until, deferral_token = i.token, deferral = i.details, last_worker_id = null
-    from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_tokens, p_until, p_details)
-      as i (run_id, step_slug, task_index, attempt, token, until, details)
-    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
+    from named i where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task
   )
