@@ -110,7 +110,7 @@ language plpgsql stable security definer set search_path = pg_catalog, pgflow as
 declare
   v_foreign boolean;
 begin
-  if p_queue like 'ai\_%' or p_queue = 'pgflow_built'
+  if p_queue like 'ai\_requests%' or p_queue in ('ai_results', 'pgflow_built')
     or exists (select from pgflow.flows f where coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) = p_queue
                                             and f.flow_slug <> p_flow_slug)
   then
@@ -175,9 +175,10 @@ create or replace function pgflow.add_step(
 language plpgsql set search_path = pg_catalog, pgflow as $$
 #variable_conflict use_column
 declare
+  v_deps text[] := array(select distinct d from unnest(deps_slugs) as d);
   step pgflow.steps;
 begin
-  if add_step.step_type = 'map' and cardinality(deps_slugs) > 1 then
+  if add_step.step_type = 'map' and cardinality(v_deps) > 1 then
     raise exception 'Map step "%" can have at most one dependency, but % were provided: %',
       add_step.step_slug, cardinality(deps_slugs), array_to_string(deps_slugs, ', ');
   end if;
@@ -188,7 +189,7 @@ begin
     opt_start_delay, required_input_pattern, forbidden_input_pattern, when_unmet, when_exhausted)
   select add_step.flow_slug, add_step.step_slug, coalesce(add_step.step_type, 'single'),
          (select coalesce(max(o.step_index) + 1, 0) from pgflow.steps o where o.flow_slug = add_step.flow_slug),
-         cardinality(coalesce(deps_slugs, '{}')), max_attempts, base_delay, timeout, start_delay,
+         cardinality(v_deps), max_attempts, base_delay, timeout, start_delay,
          add_step.required_input_pattern, add_step.forbidden_input_pattern,
          coalesce(add_step.when_unmet, 'skip'), coalesce(add_step.when_exhausted, 'fail')
   on conflict on constraint steps_pkey do nothing
@@ -199,8 +200,7 @@ begin
     return step;
   end if;
   insert into pgflow.deps (flow_slug, dep_slug, step_slug)
-  select add_step.flow_slug, dep, add_step.step_slug from unnest(deps_slugs) as dep
-  on conflict do nothing;
+  select add_step.flow_slug, dep, add_step.step_slug from unnest(v_deps) as dep;
   return step;
 end
 $$;
@@ -233,12 +233,14 @@ language sql stable set search_path = pg_catalog, pgflow as $$
   select coalesce(array_agg(format('Step at index %s: %s differs %s vs %s', p_index, c.what, c.local, c.db) order by c.n), '{}')
   from (values
     (1, 'slug', quote_literal(p_local ->> 'slug'), quote_literal(p_db ->> 'slug')),
-    (2, 'type', quote_literal(p_local ->> 'stepType'), quote_literal(p_db ->> 'stepType')),
+    (2, 'type', quote_literal(coalesce(p_local ->> 'stepType', 'single')), quote_literal(coalesce(p_db ->> 'stepType', 'single'))),
     (3, 'dependencies', pgflow.list_shape(p_local -> 'dependencies'), pgflow.list_shape(p_db -> 'dependencies')),
-    (4, 'whenUnmet', quote_literal(p_local ->> 'whenUnmet'), quote_literal(p_db ->> 'whenUnmet')),
-    (5, 'whenExhausted', quote_literal(p_local ->> 'whenExhausted'), quote_literal(p_db ->> 'whenExhausted')),
-    (6, 'requiredInputPattern', quote_literal(p_local -> 'requiredInputPattern'), quote_literal(p_db -> 'requiredInputPattern')),
-    (7, 'forbiddenInputPattern', quote_literal(p_local -> 'forbiddenInputPattern'), quote_literal(p_db -> 'forbiddenInputPattern'))
+    (4, 'whenUnmet', quote_literal(coalesce(p_local ->> 'whenUnmet', 'skip')), quote_literal(coalesce(p_db ->> 'whenUnmet', 'skip'))),
+    (5, 'whenExhausted', quote_literal(coalesce(p_local ->> 'whenExhausted', 'fail')), quote_literal(coalesce(p_db ->> 'whenExhausted', 'fail'))),
+    (6, 'requiredInputPattern', quote_literal(coalesce(p_local -> 'requiredInputPattern', pgflow.pattern_shape(null))),
+     quote_literal(coalesce(p_db -> 'requiredInputPattern', pgflow.pattern_shape(null)))),
+    (7, 'forbiddenInputPattern', quote_literal(coalesce(p_local -> 'forbiddenInputPattern', pgflow.pattern_shape(null))),
+     quote_literal(coalesce(p_db -> 'forbiddenInputPattern', pgflow.pattern_shape(null))))
   ) as c (n, what, local, db)
   where c.local is distinct from c.db
 $$;
@@ -343,13 +345,18 @@ create or replace function pgflow.delete_flow_and_data(p_flow_slug text) returns
 language plpgsql security definer set search_path = pg_catalog, pgflow as $$
 declare
   v_queue text := pgflow.queue_of(p_flow_slug);
+  v_kind text;
 begin
   if p_flow_slug = 'llm_request_workflow' then
     raise exception using errcode = 'PN002', message = 'llm_request_workflow belongs to pgnexus itself: it cannot be deleted';
   end if;
-  perform pgmq.drop_queue(v_queue)
-  where exists (select from pgmq.meta m where m.queue_name = v_queue)
-    and not exists (select from pgflow.flows f where f.queue_name = v_queue and f.flow_slug <> p_flow_slug);
+  if v_queue = 'pgflow_built' then
+    foreach v_kind in array '{q,a}'::text[] loop  -- others go on using it
+      execute format('delete from pgmq.%I where message ->> ''flow_slug'' = $1', pgmq.format_table_name(v_queue, v_kind)) using p_flow_slug;
+    end loop;
+  elsif exists (select from pgmq.meta m where m.queue_name = v_queue) then
+    perform pgmq.drop_queue(v_queue);
+  end if;
   delete from pgflow.step_tasks t where t.flow_slug = p_flow_slug;
   delete from pgflow.step_states st where st.flow_slug = p_flow_slug;
   delete from pgflow.runs r where r.flow_slug = p_flow_slug;
@@ -521,9 +528,9 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
   perform realtime.send(
     jsonb_build_object('event_type', 'step:' || p_kind, 'run_id', p_state.run_id, 'step_slug', p_state.step_slug,
-                       'status', p_state.status)
+                       'status', p_kind)
     || case p_kind
-         when 'started' then jsonb_build_object('started_at', p_state.started_at, 'remaining_tasks', p_state.remaining_tasks,
+         when 'started' then jsonb_build_object('started_at', p_state.started_at, 'remaining_tasks', p_state.initial_tasks,
                                                 'remaining_deps', p_state.remaining_deps)
          when 'completed' then jsonb_build_object('output', p_state.output, 'completed_at', p_state.completed_at)
               || case when p_state.initial_tasks = 0 then jsonb_build_object('started_at', p_state.started_at) else '{}' end
@@ -593,12 +600,87 @@ begin
 end
 $$;
 
--- How steps and runs end without success. Whoever calls these holds the runs' rows exclusively.
+-- Locks, and how steps and runs end without success. Whoever fails or skips holds the runs' rows exclusively.
 --
--- The order in which everybody locks, so that nobody waits in a circle: rows of tasks; rows of their own steps in the
--- order of (run_id, step_slug); rows of runs in the order of run_id. Whatever else of a run is changed, is changed while
--- its row is held exclusively, and rows of other tasks that somebody else holds are skipped: he waits for the run, and
--- finds then that it has ended.
+-- The order in which everybody locks, so that nobody waits in a circle: rows of tasks in the order of their keys; rows
+-- of their own steps in the order of (run_id, step_slug); rows of runs in the order of run_id; messages of their own tasks. Whatever else of a run is
+-- changed, is changed while its row is held exclusively, and rows of other tasks that somebody else holds are skipped: he
+-- waits for the run, and finds then that it has ended. Who claims waits for nothing: what others hold, he leaves.
+
+-- Hold the rows of the tasks' steps, in order.
+create or replace function pgflow.hold_steps(p_tasks pgflow.task_key[]) returns setof pgflow.step_states
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  return query
+    select st.* from (select distinct k.run_id, k.step_slug from unnest(p_tasks) k) h
+    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug
+    order by st.run_id, st.step_slug for no key update of st;
+end
+$$;
+
+-- Hold the runs' rows, in order: alone where one of them will change, else shared with others that only count. Returns
+-- those that are under way.
+create or replace function pgflow.hold_runs(p_run_ids uuid[], p_alone boolean) returns uuid[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  if p_alone then
+    return array(select h.run_id from (
+      select r.run_id, r.status from pgflow.runs r where r.run_id = any (p_run_ids) order by r.run_id for no key update) h
+      where h.status = 'started');
+  end if;
+  return array(select h.run_id from (
+    select r.run_id, r.status from pgflow.runs r where r.run_id = any (p_run_ids) order by r.run_id for share) h
+    where h.status = 'started');
+end
+$$;
+
+-- Tasks that were ended in this transaction before it was seen that their run or step had ended: they fail with it.
+create or replace function pgflow.void_tasks(p_tasks pgflow.task_key[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  update pgflow.step_tasks t
+  set status = 'failed', failed_at = clock_timestamp(), completed_at = null, output = null, not_before = null, deferred_until = null,
+      error_message = 'its run or step had ended'
+  from unnest(p_tasks) k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
+  with dead as materialized (
+    select distinct k.run_id, k.step_slug from unnest(p_tasks) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'failed'
+  )
+  update pgflow.step_states st
+  set status = 'failed', failed_at = clock_timestamp(), error_message = 'the run failed'
+  from dead k where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started';
+  perform pgflow.archive_messages(p_tasks);
+end
+$$;
+
+-- Tasks that were changed in this transaction and are still open: those whose run or step has ended meanwhile end with it.
+-- Returns the others. Whoever changes open tasks calls this: who ended the run may have passed them by.
+create or replace function pgflow.keep_open(p_tasks pgflow.task_key[]) returns pgflow.task_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  return pgflow.keep_live(p_tasks, pgflow.hold_runs(array(select distinct k.run_id from unnest(p_tasks) k), false));
+end
+$$;
+
+-- The same where the runs are held; p_live are those that are under way.
+create or replace function pgflow.keep_live(p_tasks pgflow.task_key[], p_live uuid[]) returns pgflow.task_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_open pgflow.task_key[];
+  v_late pgflow.task_key[];
+begin
+  select array_agg(k) filter (where l.is_open), array_agg(k) filter (where not l.is_open) into v_open, v_late
+  from unnest(p_tasks) k cross join lateral (
+    select k.run_id = any (p_live) and exists (
+      select from pgflow.step_states st where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started') as is_open) l;
+  if v_late is not null then
+    perform pgflow.void_tasks(v_late);
+  end if;
+  return v_open;
+end
+$$;
+
+-- Plans are made while the tables are small, and kept while they grow. So the functions that begin a transaction forbid
+-- sequential scans, and a row is looked up by its whole key out of one materialized list, never by parts of it out of two.
 
 -- End the open tasks of runs, or of some of their steps; whoever works on one finds its completion refused.
 create or replace function pgflow.end_open_tasks(p_run_ids uuid[], p_step_slugs text[], p_error text) returns void
@@ -806,16 +888,19 @@ declare
   v_skips pgflow.step_key[];
   v_cascades pgflow.step_key[];
 begin
-  with unmet as (
-    select row(k.flow_slug, k.run_id, k.step_slug)::pgflow.step_key as step, k.run_id, s.when_unmet, s.step_index
-    from (select distinct * from unnest(p_ready)) k
+  with live as materialized (
+    select k.*, r.input from (select distinct * from unnest(p_ready)) k
     join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
-    join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug
+  ), ready as materialized (
+    select k.* from live k join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug
       and st.status = 'created' and st.remaining_deps = 0
+  ), unmet as (
+    select row(k.flow_slug, k.run_id, k.step_slug)::pgflow.step_key as step, k.run_id, s.when_unmet, s.step_index
+    from ready k
     join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
       and (s.required_input_pattern is not null or s.forbidden_input_pattern is not null)
     cross join lateral (
-      select case when s.deps_count = 0 then r.input
+      select case when s.deps_count = 0 then k.input
                   else pgflow.dependency_outputs(k.flow_slug, k.run_id, k.step_slug) end as input) i
     where not (coalesce(i.input @> s.required_input_pattern, true)
                and not coalesce(i.input @> s.forbidden_input_pattern, false))
@@ -845,10 +930,12 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_completed pgflow.step_key[];
 begin
-  with completed as (
+  with live as materialized (
+    select k.* from unnest(p_ready) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+  ), completed as (
     update pgflow.step_states st
     set status = 'completed', started_at = clock_timestamp(), completed_at = clock_timestamp(), remaining_tasks = 0, output = '[]'
-    from unnest(p_ready) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+    from live k
     where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'created' and st.remaining_deps = 0
       and st.initial_tasks = 0
     returning st.flow_slug, st.run_id, st.step_slug
@@ -896,10 +983,12 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_started pgflow.step_key[];
 begin
-  with started as (
+  with live as materialized (
+    select k.* from (select distinct * from unnest(p_ready)) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+  ), started as (
     update pgflow.step_states st
     set status = 'started', started_at = clock_timestamp(), remaining_tasks = st.initial_tasks
-    from (select distinct * from unnest(p_ready)) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+    from live k
     where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'created' and st.remaining_deps = 0
       and st.initial_tasks > 0
     returning st.flow_slug, st.run_id, st.step_slug
@@ -934,7 +1023,7 @@ begin
     from unnest(p_steps) k
     join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
     join pgflow.flows f on f.flow_slug = k.flow_slug
-    group by 1, 2
+    group by k.flow_slug, 1, 2
   loop
     select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, null)::pgflow.task_key order by t.n), array_agg(t.element order by t.n)
     into v_tasks, v_elements
@@ -1112,10 +1201,12 @@ declare
   v_skipped pgflow.step_key[];
 begin
   perform pgflow.hold_run(_cascade_force_skip_steps.run_id);
-  v_skipped := pgflow.skip_cascade(array(
-    select row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key from pgflow.step_states st
+  with held as (  -- whoever else holds it, is ending it
+    select row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key as step from pgflow.step_states st
     where st.run_id = _cascade_force_skip_steps.run_id and st.step_slug = _cascade_force_skip_steps.step_slug
-      and st.status in ('created', 'started')), _cascade_force_skip_steps.skip_reason);
+      and st.status in ('created', 'started') for no key update skip locked
+  )
+  select pgflow.skip_cascade(array_agg(h.step), _cascade_force_skip_steps.skip_reason) into v_skipped from held h;
   update pgflow.runs r set remaining_steps = r.remaining_steps - cardinality(v_skipped)
   where r.run_id = _cascade_force_skip_steps.run_id and v_skipped is not null;
   return coalesce(cardinality(v_skipped), 0);
@@ -1194,7 +1285,7 @@ $$;
 create or replace function pgflow.begin_runs(
   p_name text, p_inputs jsonb[], p_run_ids uuid[], p_max_waves int, p_notify boolean
 ) returns table (run_id uuid, created boolean)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_flow text := pgflow.newest_version(p_name);
@@ -1301,14 +1392,18 @@ create or replace function pgflow.describe_tasks(p_tasks pgflow.task_key[]) retu
 language plpgsql stable set search_path = pg_catalog, pgflow as $$
 begin
   return query
+    with named as materialized (
+      select t.flow_slug, t.run_id, t.step_slug, t.task_index, t.attempts_count, t.input
+      from unnest(p_tasks) k
+      join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+    )
     select 'claimed', t.flow_slug, t.run_id, t.step_slug, t.task_index, t.attempts_count,
            case when s.step_type <> 'map' then
                   case when s.deps_count = 0 then '{}' else pgflow.dependency_outputs(t.flow_slug, t.run_id, t.step_slug) end
                 else coalesce(t.input, pgflow.parent_output(t.flow_slug, t.run_id, t.step_slug, t.task_index)) end,
            case when s.step_type <> 'map' and s.deps_count = 0 then r.input end,
            coalesce(s.opt_timeout, f.opt_timeout)::double precision
-    from unnest(p_tasks) k
-    join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+    from named t
     join pgflow.runs r on r.run_id = t.run_id
     join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug
     join pgflow.flows f on f.flow_slug = t.flow_slug;
@@ -1325,6 +1420,7 @@ begin
 end
 $$;
 
+-- Set when messages become visible, each by its own offset in seconds from now; returns those that were there.
 create or replace function pgflow.set_vt_batch(queue_name text, msg_ids bigint[], vt_offsets int[])
 returns table (msg_id bigint, read_ct int, enqueued_at timestamptz, vt timestamptz, message jsonb, headers jsonb)
 language plpgsql set search_path = pg_catalog, pgflow as $$
@@ -1367,7 +1463,7 @@ $$;
 
 create or replace function pgflow.start_tasks(flow_slug text, msg_ids bigint[], worker_id uuid)
 returns setof pgflow.step_task_record
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_started pgflow.task_key[];
@@ -1376,17 +1472,23 @@ begin
     raise exception using errcode = 'foreign_key_violation',
       message = format('there is no worker %s: register it with an insert into pgflow.workers', start_tasks.worker_id);
   end if;
-  with started as (
-    update pgflow.step_tasks t
-    set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
-    from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
+  with held as materialized (
+    select k.* from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
+    join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+    order by t.run_id, t.step_slug, t.task_index for update of t
+  ), live as materialized (
+    select k.* from held k
     join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
     join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
     join pgflow.flows f on f.flow_slug = k.flow_slug and f.paused_at is null
-    where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index and t.status = 'queued'
+  ), started as (
+    update pgflow.step_tasks t
+    set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
+    from live k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index and t.status = 'queued'
     returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
   )
   select array_agg(row(s.*)::pgflow.task_key) into v_started from started s;
+  v_started := pgflow.keep_open(v_started);
   if v_started is null then
     return;
   end if;
@@ -1412,25 +1514,32 @@ language sql set search_path = pg_catalog, pgflow as $$
 $$;
 
 -- Claim up to p_limit tasks from queues, in their order. Their messages are deleted at once. p_handlers: the actions this
--- worker has, for flows that were built at run time; a task of another action goes back for others.
+-- worker has, for flows that were built at run time; a task of another action is left for others.
 create or replace function pgflow.claim_tasks(p_queues text[], p_worker_id uuid, p_limit int, p_handlers text[] default null)
 returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_queue text;
   v_left int := p_limit;
-  v_any boolean;
-  v_messages pgmq.message_record[];
+  v_ids bigint[];
+  v_messages jsonb[];
   v_claimed pgflow.task_key[];
 begin
   foreach v_queue in array p_queues loop
     exit when v_left <= 0;
     continue when exists (select from pgflow.flows f where f.queue_name = v_queue and f.paused_at is not null and v_queue <> 'pgflow_built');
-    execute format('select exists (select from pgmq.%I q where q.vt <= clock_timestamp())', pgmq.format_table_name(v_queue, 'q')) into v_any;
-    continue when not v_any;
-    select array_agg(m) into v_messages from pgmq.pop(v_queue, v_left) m;
-    continue when v_messages is null;
-    v_claimed := pgflow.claim_messages(v_queue, v_messages, p_worker_id, p_handlers);
+    execute format(
+      'select array_agg(m.msg_id), array_agg(m.message) from (
+         select q.msg_id, q.message from pgmq.%I q
+         where q.vt <= clock_timestamp() %s order by q.msg_id limit $1 for update skip locked) m',
+      pgmq.format_table_name(v_queue, 'q'),
+      -- built flows of all workers share a queue: who has not the action does not touch the message
+      case when v_queue = 'pgflow_built' then
+        'and not exists (select from pgflow.steps s where s.flow_slug = q.message ->> ''flow_slug''
+           and s.step_slug = q.message ->> ''step_slug'' and s.handler <> all (coalesce($2, ''{}'')))' end)
+    into v_ids, v_messages using v_left, p_handlers;
+    continue when v_ids is null;
+    v_claimed := pgflow.claim_messages(v_queue, v_ids, v_messages, p_worker_id, p_handlers);
     if v_claimed is not null then
       v_left := v_left - cardinality(v_claimed);
       return query select d.* from pgflow.describe_tasks(v_claimed) d;
@@ -1439,34 +1548,43 @@ begin
 end
 $$;
 
+-- Claim the tasks of messages that are held. The runs are held, too, for as long as this takes: none of them fails
+-- meanwhile and leaves a claimed task behind.
 create or replace function pgflow.claim_messages(
-  p_queue text, p_messages pgmq.message_record[], p_worker_id uuid, p_handlers text[]
+  p_queue text, p_ids bigint[], p_messages jsonb[], p_worker_id uuid, p_handlers text[]
 ) returns pgflow.task_key[]
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
+  v_runs uuid[];
+  v_live uuid[];
   v_claimed pgflow.task_key[];
 begin
-  with named as (
-    select pgflow.message_run_id(m.message) as run_id, m.message ->> 'step_slug' as step_slug,
-           coalesce(pgflow.message_task_index(m.message), 0) as task_index
-    from unnest(p_messages) m
+  select array_agg(h.run_id), array_agg(h.run_id) filter (where h.status = 'started') into v_runs, v_live
+  from (select r.run_id, r.status from pgflow.runs r
+        where r.run_id in (select pgflow.message_run_id(m) from unnest(p_messages) m) for share skip locked) h;
+  with live as materialized (
+    select m.* from pgflow.read_messages(p_ids, p_messages) m where m.run_id = any (v_live)
+  ), held as materialized (
+    select t.flow_slug, t.run_id, t.step_slug, t.task_index, m.message_id as id
+    from live m join pgflow.step_tasks t on t.run_id = m.run_id and t.step_slug = m.step_slug and t.task_index = m.task_index
+    where t.status = 'queued' and t.not_before is null for update of t skip locked
+  ), free as materialized (
+    select h.* from held h
+    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug and st.status = 'started'
+    join pgflow.steps s on s.flow_slug = h.flow_slug and s.step_slug = h.step_slug and (s.handler is null or s.handler = any (p_handlers))
+    join pgflow.flows f on f.flow_slug = h.flow_slug and f.paused_at is null
   ), claimed as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = p_worker_id, message_id = null
-    from named n
-    join pgflow.runs r on r.run_id = n.run_id and r.status = 'started'
-    join pgflow.step_states st on st.run_id = n.run_id and st.step_slug = n.step_slug and st.status = 'started'
-    join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug and (s.handler is null or s.handler = any (p_handlers))
-    join pgflow.flows f on f.flow_slug = s.flow_slug and f.paused_at is null
-    where t.run_id = n.run_id and t.step_slug = n.step_slug and t.task_index = n.task_index
-      and t.status = 'queued' and t.not_before is null
-    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+    from free n where t.run_id = n.run_id and t.step_slug = n.step_slug and t.task_index = n.task_index
+    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, n.id
   )
   select array_agg(row(c.*)::pgflow.task_key) into v_claimed from claimed c;
-  if cardinality(v_claimed) is distinct from cardinality(p_messages) then
-    perform pgflow.put_back(p_queue, p_messages);
+  perform pgmq.delete(p_queue, array(select k.message_id from unnest(v_claimed) k));
+  if cardinality(v_claimed) is distinct from cardinality(p_ids) then
+    perform pgflow.leave_messages(p_queue, p_ids, p_messages, v_runs, v_claimed);
   end if;
-  return v_claimed;
+  return (select array_agg(row(k.flow_slug, k.run_id, k.step_slug, k.task_index, null)::pgflow.task_key) from unnest(v_claimed) k);
 end
 $$;
 
@@ -1481,92 +1599,83 @@ language sql immutable parallel safe as $$
   select case when p_message ->> 'task_index' ~ '^[0-9]{1,9}$' then (p_message ->> 'task_index')::int end
 $$;
 
--- Messages that were taken off a queue and not claimed: those of paused flows or of other workers' actions go to its end,
--- what is no message of a task goes to the archive with the reason, and those of ended tasks are gone.
-create or replace function pgflow.put_back(p_queue text, p_messages pgmq.message_record[]) returns void
+-- The tasks that messages name; run_id is null where a message names none.
+create or replace function pgflow.read_messages(p_ids bigint[], p_messages jsonb[]) returns setof pgflow.task_key
+language sql stable set search_path = pg_catalog, pgflow as $$
+  select i.message ->> 'flow_slug', pgflow.message_run_id(i.message), i.message ->> 'step_slug',
+         coalesce(pgflow.message_task_index(i.message), 0), i.id
+  from unnest(p_ids, p_messages) as i (id, message)
+$$;
+
+-- Messages that were held and stand for no claimed task. What is no message of a task goes to the archive with the reason;
+-- those of tasks that wait for another worker or for a paused flow hide for a moment; those of tasks or runs that somebody
+-- else holds stay, and workers look again; all others are of tasks that ended, and go.
+create or replace function pgflow.leave_messages(
+  p_queue text, p_ids bigint[], p_messages jsonb[], p_runs uuid[], p_claimed pgflow.task_key[]
+) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
-  v_waiting pgflow.task_key[];
+  v_foreign bigint[];
+  v_hidden bigint[];
+  v_busy bigint[];
 begin
-  perform nexus_api.archive_message(p_queue, m, 'no message of a task: needs run_id (a UUID), step_slug and task_index')
-  from unnest(p_messages) m where pgflow.message_run_id(m.message) is null;
-  select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, null)::pgflow.task_key) into v_waiting
-  from unnest(p_messages) m
-  join pgflow.step_tasks t on t.run_id = pgflow.message_run_id(m.message) and t.step_slug = m.message ->> 'step_slug'
-    and t.task_index = coalesce(pgflow.message_task_index(m.message), 0)
-  join pgflow.runs r on r.run_id = t.run_id and r.status = 'started'
-  where t.status = 'queued' and t.not_before is null and t.message_id = m.msg_id;
-  if v_waiting is not null then
-    update pgflow.step_tasks t set message_id = k.message_id
-    from unnest(pgflow.send_messages(v_waiting, 2)) k
-    where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
-  end if;
+  select array_agg(l.id) filter (where l.run_id is null),
+         array_agg(l.id) filter (where l.waits and not l.is_mine),
+         array_agg(l.id) filter (where l.is_held or l.waits and l.is_mine)
+  into v_foreign, v_hidden, v_busy
+  from (
+    select i.message_id as id, i.run_id, t.status = 'queued' and t.not_before is null and r.status = 'started' as waits,
+           s.handler is null and f.paused_at is null as is_mine,
+           r.run_id is not null and r.run_id <> all (coalesce(p_runs, '{}')) as is_held
+    from (select m.* from pgflow.read_messages(p_ids, p_messages) m
+          where m.message_id not in (select k.message_id from unnest(p_claimed) k) offset 0) i
+    left join pgflow.runs r on r.run_id = i.run_id
+    left join pgflow.step_tasks t on t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
+    left join pgflow.steps s on s.flow_slug = t.flow_slug and s.step_slug = t.step_slug
+    left join pgflow.flows f on f.flow_slug = t.flow_slug
+  ) l;
+  perform pgflow.archive_foreign(p_queue, v_foreign) where v_foreign is not null;
+  perform pgmq.set_vt(p_queue, v_hidden, 2) where v_hidden is not null;
+  perform pg_notify('pgflow_tasks', '') where v_busy is not null;
+  perform pgmq.delete(p_queue, array(
+    select i.id from unnest(p_ids) as i (id)
+    where i.id <> all (coalesce(v_foreign, '{}') || coalesce(v_hidden, '{}') || coalesce(v_busy, '{}'))
+      and i.id not in (select k.message_id from unnest(p_claimed) k)));
+end
+$$;
+
+create or replace function pgflow.archive_foreign(p_queue text, p_ids bigint[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+begin
+  perform pgmq.archive(p_queue, p_ids);
+  execute format('update pgmq.%I set headers = coalesce(headers, ''{}'') || $2 where msg_id = any ($1)', pgmq.format_table_name(p_queue, 'a'))
+  using p_ids, jsonb_build_object('reason', 'no message of a task: needs run_id (a UUID), step_slug and task_index');
 end
 $$;
 
 -- Completing tasks. Locks in the order that 34_failures tells.
 
--- Hold the rows of the tasks' steps, in order.
-create or replace function pgflow.hold_steps(p_tasks pgflow.task_key[]) returns setof pgflow.step_states
-language plpgsql set search_path = pg_catalog, pgflow as $$
-begin
-  return query
-    select st.* from (select distinct k.run_id, k.step_slug from unnest(p_tasks) k) h
-    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug
-    order by st.run_id, st.step_slug for no key update of st;
-end
-$$;
-
--- Hold the runs' rows, in order: alone where one of them will change, else shared with others that only count. Returns
--- those that are under way.
-create or replace function pgflow.hold_runs(p_run_ids uuid[], p_alone boolean) returns uuid[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
-begin
-  if p_alone then
-    return array(select h.run_id from (
-      select r.run_id, r.status from pgflow.runs r where r.run_id = any (p_run_ids) order by r.run_id for no key update) h
-      where h.status = 'started');
-  end if;
-  return array(select h.run_id from (
-    select r.run_id, r.status from pgflow.runs r where r.run_id = any (p_run_ids) order by r.run_id for share) h
-    where h.status = 'started');
-end
-$$;
-
--- Tasks that were ended in this transaction before it was seen that their run or step had ended: they fail with it.
-create or replace function pgflow.void_tasks(p_tasks pgflow.task_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
-begin
-  update pgflow.step_tasks t
-  set status = 'failed', failed_at = clock_timestamp(), completed_at = null, output = null, not_before = null, deferred_until = null,
-      error_message = 'its run or step had ended'
-  from unnest(p_tasks) k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
-  update pgflow.step_states st
-  set status = 'failed', failed_at = clock_timestamp(), error_message = 'the run failed'
-  from unnest(p_tasks) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'failed'
-  where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started';
-  perform pgflow.archive_messages(p_tasks);
-end
-$$;
-
--- Fail runs in which a map is to be made of what is no array; returns those runs.
-create or replace function pgflow.fail_type_violations(p_finished pgflow.step_key[]) returns uuid[]
+-- Fail runs in which a map is to be made of what is no array; returns those runs. What else of them was finished by the
+-- same tasks ends with them.
+create or replace function pgflow.fail_type_violations(p_finished pgflow.step_key[], p_tasks pgflow.task_key[]) returns uuid[]
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_runs uuid[];
   v_steps text[];
   v_errors text[];
 begin
-  with violations as (
-    select distinct on (k.run_id) k.run_id, k.step_slug,
-           format('[TYPE_VIOLATION] Produced %s instead of array', coalesce(jsonb_typeof(t.output), 'null')) as error
-    from unnest(p_finished) k
+  with parents as materialized (
+    select k.run_id, k.step_slug, s.step_index from unnest(p_finished) k
     join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug and s.step_type <> 'map'
-    join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = 0
-    where jsonb_typeof(t.output) is distinct from 'array' and exists (
+    where exists (
       select from pgflow.deps d join pgflow.steps c on c.flow_slug = d.flow_slug and c.step_slug = d.step_slug
       where d.flow_slug = k.flow_slug and d.dep_slug = k.step_slug and c.step_type = 'map')
-    order by k.run_id, s.step_index
+  ), violations as materialized (
+    select distinct on (k.run_id) k.run_id, k.step_slug,
+           format('[TYPE_VIOLATION] Produced %s instead of array', coalesce(jsonb_typeof(t.output), 'null')) as error
+    from parents k join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = 0
+    where jsonb_typeof(t.output) is distinct from 'array'
+    order by k.run_id, k.step_index
   ), failed as (
     update pgflow.step_tasks t
     set status = 'failed', failed_at = clock_timestamp(), completed_at = null, error_message = v.error
@@ -1576,6 +1685,10 @@ begin
   select array_agg(f.run_id), array_agg(f.step_slug), array_agg(f.error) into v_runs, v_steps, v_errors from failed f;
   if v_runs is not null then
     perform pgflow.fail_runs(v_runs, v_steps, v_errors, p_event_names_error => false);
+    perform pgflow.void_tasks(array_agg(k))
+    from unnest(p_tasks) k join unnest(p_finished) f on f.run_id = k.run_id and f.step_slug = k.step_slug
+    where exists (select from unnest(v_runs, v_steps) as v (run_id, step_slug) where v.run_id = k.run_id)
+      and not exists (select from unnest(v_runs, v_steps) as v (run_id, step_slug) where v.run_id = k.run_id and v.step_slug = k.step_slug);
   end if;
   return v_runs;
 end
@@ -1584,16 +1697,19 @@ $$;
 create or replace function pgflow.complete_steps(p_finished pgflow.step_key[]) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
+  with finished as materialized (
+    select k.run_id, k.step_slug, s.step_type from unnest(p_finished) k
+    join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
+  )
   update pgflow.step_states st
   set status = 'completed', completed_at = clock_timestamp(), remaining_tasks = 0, output = case
-    when s.step_type = 'map' then (
+    when k.step_type = 'map' then (
       select jsonb_agg(t.output order by t.task_index) from pgflow.step_tasks t
       where t.run_id = k.run_id and t.step_slug = k.step_slug)
     else (
       select t.output from pgflow.step_tasks t
       where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = 0) end
-  from unnest(p_finished) k join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
-  where st.run_id = k.run_id and st.step_slug = k.step_slug;
+  from finished k where st.run_id = k.run_id and st.step_slug = k.step_slug;
   perform pgflow.emit_steps('completed', p_finished);
 end
 $$;
@@ -1606,7 +1722,7 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_completed pgflow.step_key[];
 begin
-  with followers as (
+  with followers as materialized (
     select k.flow_slug, k.run_id, f.step ->> 'step' as step_slug, f.step -> 'output' as output
     from unnest(p_run_ids, p_step_slugs, p_then) as i (run_id, step_slug, steps)
     join unnest(p_finished) k on k.run_id = i.run_id and k.step_slug = i.step_slug
@@ -1623,9 +1739,28 @@ begin
     returning t.flow_slug, t.run_id, t.step_slug
   )
   select array_agg(row(t.*)::pgflow.step_key) into v_completed from tasks t;
-  perform pgflow.emit_steps('started', v_completed);
-  perform pgflow.emit_steps('completed', v_completed);
+  perform pgflow.emit_followers(v_completed);
   return v_completed;
+end
+$$;
+
+-- Each started and completed before the one behind it.
+create or replace function pgflow.emit_followers(p_steps pgflow.step_key[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_state pgflow.step_states;
+begin
+  if pgflow.has_realtime() then
+    for v_state in
+      select st.* from unnest(p_steps) k
+      join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug
+      join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug
+      order by st.run_id, s.step_index
+    loop
+      perform pgflow.emit_step('started', v_state);
+      perform pgflow.emit_step('completed', v_state);
+    end loop;
+  end if;
 end
 $$;
 
@@ -1663,19 +1798,22 @@ create or replace function pgflow.complete_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_outputs jsonb[],
   p_claim int default 0, p_handlers text[] default null, p_notify boolean default true, p_then jsonb[] default null
 ) returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_done pgflow.task_key[];
   v_late pgflow.task_key[];
   v_finished pgflow.step_key[];
   v_violated uuid[];
 begin
-  with ended as (
-    update pgflow.step_tasks t
-    set status = 'completed', completed_at = clock_timestamp(), output = i.output, deferred_until = null
-    from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_outputs) as i (run_id, step_slug, task_index, attempt, output)
+  with live as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_outputs) as i (run_id, step_slug, task_index, attempt, output)
     join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
     join pgflow.step_states st on st.run_id = i.run_id and st.step_slug = i.step_slug and st.status = 'started'
+    order by i.run_id, i.step_slug, i.task_index
+  ), ended as (
+    update pgflow.step_tasks t
+    set status = 'completed', completed_at = clock_timestamp(), output = i.output, deferred_until = null
+    from live i
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
       and case t.status when 'started' then coalesce(t.attempts_count = i.attempt, true)
                                         and (p_worker_id is null or t.last_worker_id = p_worker_id) end
@@ -1690,7 +1828,7 @@ begin
     end if;
     perform pgflow.archive_messages(v_done);
     if v_finished is not null and pgflow.has_maps(v_finished) then
-      v_violated := pgflow.fail_type_violations(v_finished);
+      v_violated := pgflow.fail_type_violations(v_finished, v_done);
       if v_violated is not null then
         v_finished := (select array_agg(k) from unnest(v_finished) k where k.run_id <> all (v_violated));
       end if;
@@ -1759,7 +1897,7 @@ create or replace function pgflow.fail_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_errors text[],
   p_final boolean[], p_delays double precision[], p_notify boolean default true
 ) returns table (outcome text, run_id uuid, step_slug text, task_index int)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_all pgflow.task_key[];
@@ -1769,17 +1907,21 @@ declare
   v_errors text[];
   v_states pgflow.step_states[];
   v_live uuid[];
-  v_late pgflow.task_key[];
+  v_open pgflow.task_key[];
 begin
-  with judged as (
-    select i.*, coalesce(i.final, false) as is_final, coalesce(s.opt_max_attempts, f.opt_max_attempts) as max_attempts,
-           coalesce(s.opt_base_delay, f.opt_base_delay) as base_delay
+  with live as materialized (
+    select i.*, st.flow_slug
     from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_errors, p_final, p_delays)
       as i (run_id, step_slug, task_index, attempt, error, final, delay)
     join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
     join pgflow.step_states st on st.run_id = i.run_id and st.step_slug = i.step_slug and st.status = 'started'
-    join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug
-    join pgflow.flows f on f.flow_slug = st.flow_slug
+  ), judged as materialized (
+    select i.*, coalesce(i.final, false) as is_final, coalesce(s.opt_max_attempts, f.opt_max_attempts) as max_attempts,
+           coalesce(s.opt_base_delay, f.opt_base_delay) as base_delay
+    from live i
+    join pgflow.steps s on s.flow_slug = i.flow_slug and s.step_slug = i.step_slug
+    join pgflow.flows f on f.flow_slug = i.flow_slug
+    order by i.run_id, i.step_slug, i.task_index
   ), ended as (
     update pgflow.step_tasks t
     set status = case when j.is_final or t.attempts_count >= j.max_attempts then 'failed' else 'queued' end,
@@ -1801,18 +1943,13 @@ begin
       select array_agg(h) into v_states from pgflow.hold_steps(v_lost) h;
     end if;
     v_live := pgflow.hold_runs(array(select distinct k.run_id from unnest(v_all) k), v_lost is not null);
-    v_late := (select array_agg(k) from unnest(v_all) k where k.run_id <> all (v_live));
-    if v_late is not null then
-      perform pgflow.void_tasks(v_late);
-    end if;
-    if v_back is not null then
-      perform pgflow.queue_again(array_agg(b.task), array_agg(b.delay))
-      from (select row(k.flow_slug, k.run_id, k.step_slug, k.task_index, k.message_id)::pgflow.task_key as task, d.delay, k.run_id
-            from unnest(v_back) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
-            join unnest(v_delays) with ordinality as d (delay, n) on d.n = k.n) b
-      where b.run_id = any (v_live)
-      having count(*) > 0;
-    end if;
+    v_open := pgflow.keep_live(v_back, v_live);
+    perform pgflow.queue_again(array_agg(b.task), array_agg(b.delay))
+    from (select row(k.flow_slug, k.run_id, k.step_slug, k.task_index, k.message_id)::pgflow.task_key as task, d.delay
+          from unnest(v_back) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
+          join unnest(v_delays) with ordinality as d (delay, n) on d.n = k.n) b
+    where b.task = any (v_open)
+    having count(*) > 0;
     if v_lost is not null then
       perform pgflow.archive_messages(v_lost);
       perform pgflow.end_exhausted(v_lost, v_errors, v_states, v_live);
@@ -1826,8 +1963,7 @@ begin
            i.run_id, i.step_slug, i.task_index
     from unnest(p_run_ids, p_step_slugs, p_task_indexes) as i (run_id, step_slug, task_index)
     left join unnest(v_lost) l on l.run_id = i.run_id and l.step_slug = i.step_slug and l.task_index = i.task_index
-    left join unnest(v_back) b on b.run_id = i.run_id and b.step_slug = i.step_slug and b.task_index = i.task_index
-      and b.run_id = any (v_live);
+    left join unnest(v_open) b on b.run_id = i.run_id and b.step_slug = i.step_slug and b.task_index = i.task_index;
 end
 $$;
 
@@ -1836,9 +1972,31 @@ $$;
 create or replace function pgflow.queue_again(p_tasks pgflow.task_key[], p_delays double precision[]) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
+  v_hidden pgflow.task_key[];
+  v_now pgflow.task_key[];
+begin
+  v_hidden := pgflow.hide_messages(p_tasks, p_delays);
+  update pgflow.step_tasks t set message_id = null, not_before = case when d.delay > 0 then clock_timestamp() + make_interval(secs => d.delay) end
+  from unnest(p_tasks) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
+  join unnest(p_delays) with ordinality as d (delay, n) on d.n = k.n
+  where not exists (select from unnest(v_hidden) h where h.flow_slug = k.flow_slug and h.message_id = k.message_id)
+    and t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
+  select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, null)::pgflow.task_key) into v_now
+  from unnest(p_tasks) k
+  join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+  where t.message_id is null and t.not_before is null;
+  perform pgflow.send_queued(v_now);
+end
+$$;
+
+-- Make the tasks' messages invisible for their delays; returns the tasks whose messages were still there.
+create or replace function pgflow.hide_messages(p_tasks pgflow.task_key[], p_delays double precision[]) returns pgflow.task_key[]
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
   v_flow text;
   v_ids bigint[];
   v_seconds int[];
+  v_hidden pgflow.task_key[];
 begin
   for v_flow, v_ids, v_seconds in
     select k.flow_slug, array_agg(k.message_id), array_agg(least(ceil(d.delay), 2147483647)::int)
@@ -1846,17 +2004,11 @@ begin
     join unnest(p_delays) with ordinality as d (delay, n) on d.n = k.n
     where k.message_id is not null group by 1
   loop
-    perform pgflow.set_vt_batch(pgflow.queue_of(v_flow), v_ids, v_seconds);
+    v_hidden := v_hidden || (
+      select array_agg(row(v_flow, pgflow.message_run_id(s.message), s.message ->> 'step_slug', pgflow.message_task_index(s.message), s.msg_id)::pgflow.task_key)
+      from pgflow.set_vt_batch(pgflow.queue_of(v_flow), v_ids, v_seconds) s);
   end loop;
-  update pgflow.step_tasks t set not_before = clock_timestamp() + make_interval(secs => d.delay)
-  from unnest(p_tasks) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
-  join unnest(p_delays) with ordinality as d (delay, n) on d.n = k.n
-  where k.message_id is null and d.delay > 0
-    and t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
-  perform pgflow.send_queued(array_agg(row(k.flow_slug, k.run_id, k.step_slug, k.task_index, null)::pgflow.task_key))
-  from unnest(p_tasks) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
-  join unnest(p_delays) with ordinality as d (delay, n) on d.n = k.n
-  where k.message_id is null and coalesce(d.delay, 0) <= 0;
+  return v_hidden;
 end
 $$;
 
@@ -1951,18 +2103,20 @@ $$;
 create or replace function pgflow.release_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_delays double precision[]
 ) returns table (run_id uuid, step_slug text, task_index int)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_back pgflow.task_key[];
   v_delays double precision[];
-  v_live uuid[];
+  v_open pgflow.task_key[];
 begin
-  with back as (
+  with named as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_delays) as i (run_id, step_slug, task_index, attempt, delay)
+    order by i.run_id, i.step_slug, i.task_index
+  ), back as (
     update pgflow.step_tasks t
     set status = 'queued', started_at = null, attempts_count = t.attempts_count - 1
-    from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_delays) as i (run_id, step_slug, task_index, attempt, delay)
-    where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
+    from named i where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
       and case t.status when 'started' then coalesce(t.attempts_count = i.attempt, true)
                                         and (p_worker_id is null or t.last_worker_id = p_worker_id) end
     returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task, coalesce(i.delay, 0) as delay
@@ -1971,13 +2125,12 @@ begin
   if v_back is null then
     return;
   end if;
-  v_live := pgflow.hold_runs(array(select distinct k.run_id from unnest(v_back) k), false);
-  perform pgflow.void_tasks(array_agg(k)) from unnest(v_back) k where k.run_id <> all (v_live) having count(*) > 0;
+  v_open := pgflow.keep_open(v_back);
   perform pgflow.queue_again(array_agg(b.task), array_agg(b.delay))
-  from (select row(k.flow_slug, k.run_id, k.step_slug, k.task_index, k.message_id)::pgflow.task_key as task, d.delay, k.run_id
+  from (select row(k.flow_slug, k.run_id, k.step_slug, k.task_index, k.message_id)::pgflow.task_key as task, d.delay
         from unnest(v_back) with ordinality as k (flow_slug, run_id, step_slug, task_index, message_id, n)
         join unnest(v_delays) with ordinality as d (delay, n) on d.n = k.n) b
-  where b.run_id = any (v_live) having count(*) > 0;
+  where b.task = any (v_open) having count(*) > 0;
   return query select k.run_id, k.step_slug, k.task_index from unnest(v_back) k;
 end
 $$;
@@ -1989,33 +2142,49 @@ create or replace function pgflow.defer_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_tokens uuid[],
   p_until timestamptz[], p_details jsonb[]
 ) returns setof uuid
-language sql set search_path = pg_catalog, pgflow as $$
-  update pgflow.step_tasks t
-  set deferred_until = i.until, deferral_token = i.token, deferral = i.details, last_worker_id = null
-  from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_tokens, p_until, p_details)
-    as i (run_id, step_slug, task_index, attempt, token, until, details)
-  where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
-    and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
-  returning t.deferral_token
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+declare
+  v_deferred pgflow.task_key[];
+begin
+  with named as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts, p_tokens, p_until, p_details)
+      as i (run_id, step_slug, task_index, attempt, token, until, details)
+    order by i.run_id, i.step_slug, i.task_index
+  ), deferred as (
+    update pgflow.step_tasks t
+    set deferred_until = i.until, deferral_token = i.token, deferral = i.details, last_worker_id = null
+    from named i where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
+      and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
+    returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task
+  )
+  select array_agg(d.task) into v_deferred from deferred d;
+  if v_deferred is not null then
+    v_deferred := pgflow.keep_open(v_deferred);
+    return query
+      select t.deferral_token from unnest(v_deferred) k
+      join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
+  end if;
+end
 $$;
 
--- The tasks that still wait for these tokens, with the attempt that waits, in the order of the tokens.
+-- The tasks that still wait for these tokens, with the attempt that waits, in the order of the tokens. The index over
+-- tokens is the only one that fits the inner part: that over deadlines looked cheaper while few tasks waited.
 create or replace function pgflow.waiting_tasks(p_tokens uuid[])
 returns table (token uuid, run_id uuid, step_slug text, task_index int, attempt int, n bigint)
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 begin
   return query
-    select i.token, t.run_id, t.step_slug, t.task_index, t.attempts_count, i.n
+    select i.token, w.run_id, w.step_slug, w.task_index, w.attempts_count, i.n
     from unnest(p_tokens) with ordinality as i (token, n)
-    join pgflow.step_tasks t on t.deferral_token = i.token
-    where t.status = 'started' and t.deferred_until is not null;
+    cross join lateral (select t.* from pgflow.step_tasks t where t.deferral_token = i.token offset 0) w
+    where w.status = 'started' and w.deferred_until is not null;
 end
 $$;
 
 -- Complete waiting tasks; returns the tokens whose tasks were completed by this.
 create or replace function pgflow.complete_deferred(p_tokens uuid[], p_outputs jsonb[], p_notify boolean default true)
 returns setof uuid
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_tokens uuid[];
   v_runs uuid[];
@@ -2045,7 +2214,7 @@ $$;
 create or replace function pgflow.fail_deferred(
   p_tokens uuid[], p_errors text[], p_final boolean[] default null, p_notify boolean default true
 ) returns setof uuid
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_tokens uuid[];
   v_runs uuid[];
@@ -2097,7 +2266,7 @@ $$;
 
 -- Fail waiting tasks whose deadline has passed; returns how many.
 create or replace function pgflow.expire_deferred(p_limit int) returns int
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_tokens uuid[];
 begin
@@ -2117,14 +2286,22 @@ create or replace function pgflow.report_progress(
   p_worker_id uuid, p_run_id uuid, p_step_slug text, p_task_index int, p_attempt int, p_progress jsonb
 ) returns boolean
 language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_task pgflow.task_key[];
 begin
-  update pgflow.step_tasks t set progress = p_progress
-  where t.run_id = p_run_id and t.step_slug = p_step_slug and t.task_index = p_task_index
-    and case t.status when 'started' then t.attempts_count = p_attempt and t.last_worker_id = p_worker_id end;
-  if found then
-    perform pgflow.notify_runs(array[p_run_id]);
+  with told as (
+    update pgflow.step_tasks t set progress = p_progress
+    where t.run_id = p_run_id and t.step_slug = p_step_slug and t.task_index = p_task_index
+      and case t.status when 'started' then t.attempts_count = p_attempt and t.last_worker_id = p_worker_id end
+    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+  )
+  select array_agg(row(t.*)::pgflow.task_key) into v_task from told t;
+  v_task := pgflow.keep_open(v_task);
+  if v_task is null then
+    return false;
   end if;
-  return found;
+  perform pgflow.notify_runs(array[p_run_id]);
+  return true;
 end
 $$;
 
@@ -2369,10 +2546,10 @@ begin
     update pgflow.step_states st
     set status = case when k.open > 0 then 'started' else 'created' end, failed_at = null, error_message = null,
         started_at = case when k.open > 0 then clock_timestamp() end, remaining_tasks = nullif(k.open, 0)
-    from (select o.step_slug, count(t.*)::int as open
+    from (select o.step_slug, (select count(*)::int from pgflow.step_tasks t
+                               where t.run_id = retry_run.run_id and t.step_slug = o.step_slug and t.status <> 'completed') as open
           from pgflow.step_states o
-          left join pgflow.step_tasks t on t.run_id = o.run_id and t.step_slug = o.step_slug and t.status <> 'completed'
-          where o.run_id = retry_run.run_id and o.status in ('failed', 'started') group by 1) k
+          where o.run_id = retry_run.run_id and o.status in ('failed', 'started') for update skip locked) k
     where st.run_id = retry_run.run_id and st.step_slug = k.step_slug
     returning st.flow_slug, st.run_id, st.step_slug, st.status
   )
@@ -2456,7 +2633,7 @@ $$;
 -- fails as its step's when_exhausted says: it may be what kills them.
 create or replace function pgflow.recover_tasks()
 returns table (flow_slug text, run_id uuid, step_slug text, task_index int, exhausted boolean)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_back pgflow.task_key[];
@@ -2483,12 +2660,15 @@ begin
         requeued_count = t.requeued_count + 1, last_requeued_at = clock_timestamp()
     from stranded d
     where t.run_id = d.run_id and t.step_slug = d.step_slug and t.task_index = d.task_index
-    returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, null)::pgflow.task_key as task, t.attempts_count, d.exhausted
+    returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task, t.attempts_count, d.exhausted
   )
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
-  perform pgflow.send_queued(v_back);
+  v_back := pgflow.keep_open(v_back);
+  if v_back is not null then
+    perform pgflow.queue_again(v_back, array_fill(0::double precision, array[cardinality(v_back)]));
+  end if;
   perform pgflow.fail_lost(v_lost, v_attempts);
   return query select k.flow_slug, k.run_id, k.step_slug, k.task_index, false from unnest(v_back) k
                union all select k.flow_slug, k.run_id, k.step_slug, k.task_index, true from unnest(v_lost) k;
@@ -2513,7 +2693,7 @@ $$;
 -- Move tasks whose time has come onto their flows' queues; tells how many, and the seconds until the next one (null if
 -- there is none).
 create or replace function pgflow.send_due_tasks(p_limit int default 1000) returns table (sent int, next_in double precision)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_due pgflow.task_key[];
 begin
@@ -2528,6 +2708,7 @@ begin
     returning t.flow_slug, t.run_id, t.step_slug, t.task_index, null::bigint
   )
   select array_agg(row(m.*)::pgflow.task_key) into v_due from moved m;
+  v_due := pgflow.keep_open(v_due);
   perform pgflow.send_queued(v_due);
   return query
     select coalesce(cardinality(v_due), 0),
@@ -2539,7 +2720,7 @@ $$;
 -- By time alone, for workers that keep no lease here: tasks that run for longer than their timeout and 30 seconds go
 -- back, three times at most; then their message is archived and they fail. Returns how many went back.
 create or replace function pgflow.requeue_stalled_tasks() returns int
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_back pgflow.task_key[];
   v_lost pgflow.task_key[];
@@ -2569,6 +2750,7 @@ begin
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
+  v_back := pgflow.keep_open(v_back);
   if v_back is not null then
     perform pgflow.queue_again(v_back, array_fill(0::double precision, array[cardinality(v_back)]));
   end if;
@@ -2691,6 +2873,374 @@ begin
     is_news := v_error is not null and v_error is distinct from v_schedule.last_error;
     return next;
   end loop;
+end
+$$;
+
+-- Requests of steps that ended before them, to be cancelled.
+create table pgnexus.abandoned_requests (
+  request_id   uuid primary key,
+  abandoned_at timestamptz not null default clock_timestamp()
+);
+
+create or replace function pgnexus.record_results(p_messages jsonb[], p_notify boolean default true)
+returns table (request_id uuid, result jsonb)
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+#variable_conflict use_column
+declare
+  v_ended uuid[];
+  v_results jsonb[];
+begin
+  with firsts as (
+    select distinct on (r.request_id) r.* from pgnexus.read_results(p_messages) r
+    where r.request_id is not null order by r.request_id, r.ordinal
+  ), updated as (
+    update pgnexus.job_results j
+    set status = f.status, output = f.output, error = f.error, model = coalesce(f.model, j.model),
+        provider = coalesce(f.provider, j.provider), prompt_tokens = f.prompt_tokens,
+        completion_tokens = f.completion_tokens, total_tokens = f.total_tokens, cached_tokens = f.cached_tokens,
+        cost = f.cost, duration_ms = f.duration_ms, attempts = f.attempts, finished_at = clock_timestamp()
+    from firsts f
+    where j.request_id = f.request_id and j.status in ('enqueued', 'scheduled')
+    returning j.request_id, f.message
+  ), inserted as (
+    insert into pgnexus.job_results as j (
+      request_id, status, workflow, agent_id, model, provider, output, error, prompt_tokens, completion_tokens,
+      total_tokens, cached_tokens, cost, duration_ms, attempts, finished_at)
+    select f.request_id, f.status, 'LLMRequestWorkflow', f.agent_id, f.model, f.provider, f.output, f.error,
+           f.prompt_tokens, f.completion_tokens, f.total_tokens, f.cached_tokens, f.cost, f.duration_ms, f.attempts,
+           clock_timestamp()
+    from firsts f
+    where not exists (select from pgnexus.job_results k where k.request_id = f.request_id)
+    on conflict do nothing
+    returning j.request_id
+  )
+  select array_agg(e.request_id), array_agg(e.message) into v_ended, v_results
+  from (select u.request_id, u.message from updated u
+        union all
+        select i.request_id, f.message from inserted i join firsts f on f.request_id = i.request_id) e;
+
+  if cardinality(v_ended) is distinct from cardinality(p_messages) then
+    perform pgnexus.book_late_results(p_messages, v_ended);
+  end if;
+  perform pgnexus.settle_steps(v_ended);
+  if p_notify then
+    perform pgnexus.notify_done(v_ended);
+  end if;
+  return query select e.id, e.message from unnest(v_ended, v_results) as e (id, message);
+end
+$$;
+
+create or replace function pgnexus.cancel(p_request_ids uuid[]) returns setof uuid
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+#variable_conflict use_column
+declare
+  v_done uuid[];
+begin
+  with ended as (
+    update pgnexus.job_results j
+    set status = 'cancelled', finished_at = clock_timestamp(),
+        error = jsonb_build_object('type', 'cancelled', 'message', 'cancelled by the caller', 'retryable', false)
+    where j.request_id = any (p_request_ids) and j.status in ('scheduled', 'enqueued')
+    returning j.request_id
+  )
+  select array_agg(e.request_id) into v_done from ended e;
+  if v_done is not null then
+    perform pgnexus.unschedule(v_done);
+    perform nexus_api.cancel(v_done);
+    perform pgnexus.notify_done(v_done);
+    perform pgnexus.settle_steps(v_done);
+  end if;
+  return query select unnest(v_done);
+end
+$$;
+
+create or replace function pgnexus.time_out_overdue(p_limit int, p_all boolean default false) returns int
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := clock_timestamp();
+  v_from timestamptz;
+  v_done uuid[];
+begin
+  select case when p_all then '-infinity' else s.swept_to - interval '1 minute' end into v_from
+  from pgnexus.sweeps s for update skip locked;
+  if not found then
+    return 0;  -- another process is sweeping
+  end if;
+  with overdue as (
+    select j.request_id from pgnexus.job_results j
+    where j.deadline > v_from and j.deadline <= v_now and j.status in ('scheduled', 'enqueued')
+    order by j.deadline limit p_limit
+    for update skip locked
+  ), ended as (
+    update pgnexus.job_results j
+    set status = 'timeout', finished_at = clock_timestamp(),
+        error = jsonb_build_object('type', 'timeout', 'retryable', true, 'message', 'its deadline passed before an answer came')
+    from overdue o where j.request_id = o.request_id
+    returning j.request_id
+  )
+  select array_agg(e.request_id) into v_done from ended e;
+  perform pgnexus.unschedule(v_done);
+  perform pgnexus.notify_done(v_done);
+  perform pgnexus.settle_steps(v_done);
+  if coalesce(cardinality(v_done), 0) < p_limit then
+    update pgnexus.sweeps set swept_to = v_now where swept_to < v_now - interval '1 minute';
+  end if;
+  return coalesce(cardinality(v_done), 0);
+end
+$$;
+
+create or replace function pgnexus.sweep(p_limit int, p_all boolean default false)
+returns table (sent int, timed_out int, next_in double precision)
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+declare
+  v_abandoned int;
+begin
+  sent := pgnexus.send_due(p_limit);
+  timed_out := pgnexus.time_out_overdue(p_limit, p_all);
+  delete from pgnexus.idempotency_keys k where k.key in (
+    select e.key from pgnexus.idempotency_keys e
+    where e.expires_at < clock_timestamp() order by e.expires_at limit p_limit for update skip locked);
+  v_abandoned := pgnexus.cancel_abandoned(p_limit);
+  next_in := extract(epoch from least(
+    (select min(s.due_at) from pgnexus.scheduled_requests s),
+    (select j.deadline from pgnexus.job_results j where j.deadline > clock_timestamp()
+       order by j.deadline limit 1)) - clock_timestamp());
+  if v_abandoned = p_limit then
+    next_in := 0;  -- there may be more
+  end if;
+  return next;
+end
+$$;
+
+-- LLM steps of flows: a task that waits for the answer to a request ends in the transaction that ends the request.
+-- Whoever calls these holds rows of job_results; the tasks', steps' and runs' rows are locked after those, never before.
+
+-- A fault of the moment, and not of what is stored: it is to be raised, so that all is tried once more.
+create or replace function pgnexus.is_passing(p_sqlstate text) returns boolean
+language sql immutable parallel safe as $$
+  select left(p_sqlstate, 2) in ('40', '53', '55', '57', '58')
+$$;
+
+-- The tasks that wait for these requests, in the order in which everybody locks them. The index over tokens is the only
+-- one that fits the inner part, however few tasks waited when this was planned.
+create or replace function pgnexus.waiting_steps(p_request_ids uuid[]) returns setof pgflow.step_tasks
+language plpgsql stable
+set search_path = pg_catalog, pgnexus set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+begin
+  return query
+    select w.* from unnest(p_request_ids) i (request_id)
+    cross join lateral (select t.* from pgflow.step_tasks t where t.deferral_token = i.request_id offset 0) w
+    where w.deferred_until is not null and w.deferral ->> 'kind' = 'llm'
+    order by w.run_id, w.step_slug, w.task_index;
+end
+$$;
+
+-- End the waiting tasks of requests that have just ended; a look into one index when no task waits.
+create or replace function pgnexus.settle_steps(p_request_ids uuid[]) returns void
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+declare
+  v_waiting uuid[];
+begin
+  v_waiting := array(select w.deferral_token from pgnexus.waiting_steps(p_request_ids) w);
+  if cardinality(v_waiting) > 0 then
+    perform pgnexus.settle_or_single_out(v_waiting);
+  end if;
+end
+$$;
+
+-- Settle all at once; if that raises, one by one, so that one run's fault neither undoes the results of others nor
+-- keeps them from their runs. What cannot even be failed is left to its deadline.
+create or replace function pgnexus.settle_or_single_out(p_tokens uuid[]) returns void
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+declare
+  v_token uuid;
+  v_fault text;
+begin
+  begin
+    perform pgnexus.settle_waiting(p_tokens);
+    return;
+  exception when others then
+    if pgnexus.is_passing(sqlstate) then
+      raise;
+    end if;
+  end;
+  perform pgnexus.hold_waiting(p_tokens);
+  foreach v_token in array p_tokens loop
+    v_fault := null;
+    begin
+      perform pgnexus.settle_waiting(array[v_token]);
+    exception when others then
+      if pgnexus.is_passing(sqlstate) then
+        raise;
+      end if;
+      v_fault := sqlerrm;
+    end;
+    if v_fault is not null then
+      begin
+        perform pgflow.fail_deferred(array[v_token], array[left('the answer cannot be taken in: ' || v_fault, 4000)]);
+      exception when others then
+        if pgnexus.is_passing(sqlstate) then
+          raise;
+        end if;
+        raise warning 'request %: the step that waits for it is left to its deadline: %', v_token, sqlerrm;
+      end;
+    end if;
+  end loop;
+end
+$$;
+
+create or replace function pgnexus.settle_waiting(p_tokens uuid[]) returns void
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+declare
+  v_done uuid[];
+  v_outputs jsonb[];
+  v_failed uuid[];
+  v_errors text[];
+  v_final boolean[];
+begin
+  select array_agg(a.token) filter (where a.error is null), array_agg(a.output) filter (where a.error is null),
+         array_agg(a.token) filter (where a.error is not null), array_agg(a.error) filter (where a.error is not null),
+         array_agg(a.final) filter (where a.error is not null)
+  into v_done, v_outputs, v_failed, v_errors, v_final
+  from pgnexus.step_answers(p_tokens) a;
+  if v_done is not null and v_failed is not null then
+    perform pgnexus.hold_waiting(p_tokens);  -- else the second call would lock tasks after the first one's runs
+  end if;
+  if v_done is not null then
+    perform pgflow.complete_deferred(v_done, v_outputs);
+  end if;
+  if v_failed is not null then
+    perform pgflow.fail_deferred(v_failed, v_errors, v_final);
+  end if;
+end
+$$;
+
+-- Hold all that ending these tasks may change, in the order in which everybody locks (see pgflow's 34_failures).
+create or replace function pgnexus.hold_waiting(p_tokens uuid[]) returns void
+language plpgsql set search_path = pg_catalog, pgnexus set enable_seqscan = off as $$
+declare
+  v_tasks pgflow.task_key[];
+begin
+  select array_agg(row(h.*)::pgflow.task_key) into v_tasks from (
+    select t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id from pgflow.step_tasks t
+    where t.deferral_token = any (p_tokens) and t.deferral_token is not null
+    order by t.run_id, t.step_slug, t.task_index for no key update) h;
+  perform from pgflow.hold_steps(v_tasks);
+  perform pgflow.hold_runs(array(select distinct k.run_id from unnest(v_tasks) k), true);
+end
+$$;
+
+-- What the requests' ends mean to the tasks that wait for them: an output, or an error, which is final where asking
+-- again would not help.
+create or replace function pgnexus.step_answers(p_tokens uuid[]) returns table (token uuid, output jsonb, error text, final boolean)
+language plpgsql stable set search_path = pg_catalog, pgnexus set enable_seqscan = off as $$
+begin
+  return query
+    select w.deferral_token, a.output, a.error, a.final
+    from pgnexus.waiting_steps(p_tokens) w
+    join pgnexus.job_results j on j.request_id = w.deferral_token and j.finished_at is not null
+    cross join lateral pgnexus.step_answer(j, w.deferral -> 'details') a;
+end
+$$;
+
+-- p_details: `as` is what of the answer becomes the output: "text", "json" (the JSON in it; `field`: what of that, where
+-- the JSON is an object around it) or "result" (all there is to know).
+create or replace function pgnexus.step_answer(
+  p_request pgnexus.job_results, p_details jsonb, out output jsonb, out error text, out final boolean
+)
+language plpgsql stable set search_path = pg_catalog, pgnexus as $$
+declare
+  v_text text := p_request.output ->> 'response';
+  v_field text := p_details ->> 'field';
+begin
+  if p_request.status <> 'success' then
+    error := left(format('%s: %s', p_request.error ->> 'type', p_request.error ->> 'message'), 4000);
+    final := p_request.error -> 'retryable' is distinct from 'true';
+  elsif p_details ->> 'as' = 'result' then
+    output := pgnexus.result_of(p_request);
+  elsif p_details ->> 'as' = 'json' then
+    final := false;
+    output := pgnexus.json_in(v_text);
+    if output is null then
+      error := format('the answer is not JSON: %s', left(v_text, 500));
+    elsif v_field is not null and jsonb_typeof(output) = 'object' then
+      error := case when not output ? v_field then format('the answer has no field "%s": %s', v_field, left(v_text, 500)) end;
+      output := output -> v_field;
+    end if;
+  else
+    output := to_jsonb(coalesce(v_text, ''));
+  end if;
+end
+$$;
+
+-- The JSON that a text is, or that is in its one block of code; null when there is none.
+create or replace function pgnexus.json_in(p_text text) returns jsonb
+language plpgsql immutable parallel safe set search_path = pg_catalog, pgnexus as $$
+begin
+  return coalesce(substring(p_text from '^\s*```(?:json|JSON)?\s*\n(.*)\n\s*```\s*$'), p_text)::jsonb;
+exception when data_exception or program_limit_exceeded then
+  return null;
+end
+$$;
+
+-- A stored result in the form of the wire.
+create or replace function pgnexus.result_of(p_request pgnexus.job_results) returns jsonb
+language sql stable set search_path = pg_catalog, pgnexus as $$
+  select case when jsonb_typeof(p_request.output) = 'object' then p_request.output else '{}' end
+    || jsonb_strip_nulls(jsonb_build_object(
+      'request_id', p_request.request_id, 'status', p_request.status, 'agent_id', p_request.agent_id,
+      'model', p_request.model, 'provider', p_request.provider, 'cost', p_request.cost::text,
+      'usage', jsonb_build_object(
+        'prompt_tokens', coalesce(p_request.prompt_tokens, 0), 'completion_tokens', coalesce(p_request.completion_tokens, 0),
+        'total_tokens', coalesce(p_request.total_tokens, 0), 'cached_tokens', coalesce(p_request.cached_tokens, 0)),
+      'latency_ms', p_request.duration_ms, 'attempts', p_request.attempts, 'timestamp', p_request.finished_at))
+$$;
+
+-- A step that ended otherwise leaves a request behind that may still cost money. Whoever ends steps holds rows of runs and
+-- may not lock job_results then, so this only notes it; the sweep cancels it. Definer: the nexus side ends steps, too.
+create or replace function pgnexus.abandon_request() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pgnexus as $$
+begin
+  insert into pgnexus.abandoned_requests (request_id)
+  select j.request_id from pgnexus.job_results j
+  where j.request_id = old.deferral_token and j.status in ('scheduled', 'enqueued')
+  on conflict do nothing;
+  if found then
+    perform pg_notify('pgnexus_abandoned', '');
+  end if;
+  return null;
+end
+$$;
+
+create or replace trigger abandon_request after update of deferred_until on pgflow.step_tasks for each row
+  when (old.deferred_until is not null and new.status in ('failed', 'queued') and old.deferral ->> 'kind' = 'llm')
+  execute function pgnexus.abandon_request();
+create or replace trigger abandon_deleted_request after delete on pgflow.step_tasks for each row
+  when (old.deferred_until is not null and old.deferral ->> 'kind' = 'llm')
+  execute function pgnexus.abandon_request();
+
+-- Cancel requests that no step waits for any more; returns how many were looked at. It waits for no row: what somebody is
+-- ending at this moment is left to the next sweep.
+create or replace function pgnexus.cancel_abandoned(p_limit int) returns int
+language plpgsql set search_path = pg_catalog, pgnexus as $$
+#variable_conflict use_column
+declare
+  v_noted uuid[];
+  v_open uuid[];
+begin
+  v_noted := array(select a.request_id from pgnexus.abandoned_requests a order by a.abandoned_at limit p_limit for update skip locked);
+  if cardinality(v_noted) = 0 then
+    return 0;
+  end if;
+  v_open := array(
+    select j.request_id from pgnexus.job_results j
+    where j.request_id = any (v_noted) and j.status in ('scheduled', 'enqueued') for update skip locked);
+  perform from pgnexus.cancel(v_open);
+  delete from pgnexus.abandoned_requests a
+  where a.request_id = any (v_noted) and not exists (
+    select from pgnexus.job_results j where j.request_id = a.request_id and j.status in ('scheduled', 'enqueued'));
+  return cardinality(v_noted);
 end
 $$;
 
