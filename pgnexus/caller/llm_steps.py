@@ -12,6 +12,7 @@ from pgnexus.caller.joined import refusal
 from pgnexus.caller.workflow import WORKFLOW, LlmRequest
 from pgnexus.db.connection import Connection
 from pgnexus.db.queries import load
+from pgnexus.errors import InvalidRequest
 from pgnexus.flow.deferral import Waiting
 from pgnexus.messages import complexity_for
 from pgnexus.portions import portions
@@ -26,6 +27,10 @@ class LLMSteps:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
+    def keeps(self, details: Mapping[str, Any] | None) -> dict[str, Any]:
+        """All but the request, which is in ``job_results``."""
+        return {name: value for name, value in (details or {}).items() if name != "request"}
+
     async def ask(self, connection: Connection, waiting: Sequence[Waiting]) -> None:
         """Store a request for each; raises `InvalidRequest` before anything is stored."""
         bodies = [self._draft(one).body for one in waiting]
@@ -36,7 +41,9 @@ class LLMSteps:
             raise refusal(error) from error
 
     def _draft(self, one: Waiting) -> RequestDraft:
-        asked: Mapping[str, Any] = one.details["request"]
+        asked: Mapping[str, Any] | None = (one.details or {}).get("request")
+        if asked is None:
+            raise InvalidRequest("only what an LLM step returns can wait for a model; use @flow.llm")
         options: Any = {name: value for name, value in asked.items() if name not in ("messages", "model")}
         task = f"{one.run_id}/{one.step}"
         options |= {

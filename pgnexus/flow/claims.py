@@ -101,13 +101,14 @@ class Released:
 
 @dataclass(slots=True, eq=False)
 class Deferred:
-    """It waits for ``seconds`` for whoever has the token."""
+    """It waits for ``seconds`` for whoever has the token; ``kept`` are the details that its row has meanwhile."""
 
     held: Held
     token: UUID
     seconds: float
     kind: str
     details: Any
+    kept: Any
 
 
 class Holdings:

@@ -41,6 +41,10 @@ class Kind(Protocol):
 
     grace: float
 
+    def keeps(self, details: Any) -> Any:
+        """What of the details the task's row keeps while it waits."""
+        ...
+
     async def ask(self, connection: Connection, waiting: Sequence[Waiting]) -> None:
         """See to it that these tasks are answered; in the transaction that defers them."""
         ...
@@ -50,6 +54,9 @@ class Signal:
     """Somebody outside will say it: nothing to do until then."""
 
     grace = 0.0
+
+    def keeps(self, details: Any) -> Any:
+        return details
 
     async def ask(self, connection: Connection, waiting: Sequence[Waiting]) -> None:
         pass

@@ -202,8 +202,10 @@ class Outcomes:
         return accepted
 
     def _later(self, held: Held, later: Later) -> Deferred:
-        seconds = later.seconds + self._kinds[later.kind].grace
-        return Deferred(held, later.token or new_request_id(), seconds, later.kind, later.details)
+        kind, details = self._kinds[later.kind], later.details
+        seconds = later.seconds + kind.grace
+        token = later.token or new_request_id()
+        return Deferred(held, token, seconds, later.kind, details, kind.keeps(details))
 
     def doubt(self) -> None:
         """The transaction of `complete_in` broke off, and may have claimed something."""

@@ -87,7 +87,7 @@ class FlowStore:
             **self._fences(tasks),
             "tokens": [task.token for task in tasks],
             "seconds": [task.seconds for task in tasks],
-            "details": [to_json({"kind": task.kind, "details": task.details}).decode() for task in tasks],
+            "details": [to_json({"kind": task.kind, "details": task.kept}).decode() for task in tasks],
         }
         cursor = await connection.execute(load("defer_tasks"), params)
         return {row.token: row.deadline for row in await cursor.fetchall()}

@@ -17,6 +17,7 @@ from pgnexus.db.database import Database
 from pgnexus.errors import RunCancelled, RunFailed
 from pgnexus.flow.blueprint import Blueprint
 from pgnexus.flow.graph import Flow
+from pgnexus.flow.later import Later
 from pgnexus.flow.prompt import Prompt
 from pgnexus.messages import LLMResult
 from tests.flow.running import tasks
@@ -243,6 +244,18 @@ class TestFailures:
             [row] = await requests(db)
             assert row.job_id == f"{handles[1].run_id}/answer"
 
+    async def test_a_later_of_a_step_that_is_none_is_refused(self, database_url, db):
+        flow = Flow("wrong")
+
+        @flow.step
+        def step(input: Any) -> Later:
+            return Later(60, "llm", input)
+
+        async with started(database_url, flow) as app:
+            for details in (None, {"as": "text"}):
+                with pytest.raises(RunFailed, match=r"InvalidRequest: .* use @flow\.llm"):
+                    await app.executor.execute("wrong", details, timeout=15)
+
 
 class TestEndsOfRuns:
     async def test_cancelling_a_run_cancels_its_requests(self, database_url, db):
@@ -438,11 +451,12 @@ class TestWaiting:
             await until(lambda: _idle(app))
             waiting = await sql(
                 db,
-                "select last_worker_id from pgflow.step_tasks"
+                "select last_worker_id, deferral from pgflow.step_tasks"
                 " where run_id = %s and deferred_until is not null",
                 handle.run_id,
             )
             assert [row.last_worker_id for row in waiting] == [None] * 1000
+            assert waiting[0].deferral == {"kind": "llm", "details": {"as": "text"}}  # and no second prompt
             assert not await sql(db, "select 1 from pgmq.q_asking_all")
             assert await app.executor.execute(busy, 1, timeout=15) == 2
             await _take(db, *(row.request_id for row in rows))
