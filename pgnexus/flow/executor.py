@@ -171,7 +171,7 @@ class Executor:
             await self._db.query("signal", params)
         except psycopg.Error as error:
             if error.sqlstate == "PN011":
-                raise NotWaiting(f"run {run_id}: {error.diag.message_primary}") from error
+                raise NotWaiting(str(error.diag.message_primary)) from error
             raise
 
     async def pause(self, flow: FlowRef) -> None:
