@@ -21,6 +21,7 @@ from pgnexus.flow.later import Later
 from pgnexus.flow.prompt import Prompt
 from pgnexus.messages import LLMResult
 from tests.flow.running import tasks
+from tests.survival.processes import up
 from tests.system import fast, put, sql, until
 
 
@@ -487,6 +488,39 @@ class TestWaiting:
     async def test_a_result_for_nobody_is_stored_as_ever(self, db):
         request_id = uuid4()
         assert await _take(db, request_id) == {request_id}
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+async def test_killed_processes_lose_no_run(database_url, db, llmock, waiting):
+    """Each process is worker, poller and nexus; killed while the provider works, or at any time."""
+    llmock.delay(0.5, times=None)
+    environ = {
+        "PGNEXUS_FLOWS": '["pgnexus.caller.workflow:LlmRequest"]',
+        "PGNEXUS_POLL_INTERVAL": "1",
+        "PGNEXUS_HEARTBEAT_INTERVAL": "0.2",
+        "PGNEXUS_WORKER_LEASE": "2",
+        "PGNEXUS_DEFAULT_PROVIDER": "openai",
+        "PGNEXUS_PROVIDERS__OPENAI__NEEDS_KEY": "false",
+        "PGNEXUS_PROVIDERS__OPENAI__BASE_URL": llmock.base_url(),
+    }
+    starter = App(fast(database_url), caller=False, nexus=False, executor=True)
+    await starter.start()
+    try:
+        async with up(database_url, **environ) as first:
+            handles = [
+                await starter.executor.start("llm_request", {"prompt": f"Question {n}"}) for n in range(50)
+            ]
+            if waiting:
+                await requests(db, at_least=50)
+            await first.kill()
+        async with up(database_url, **environ):
+            outputs = [await handle.result(timeout=60) for handle in handles]
+    finally:
+        await starter.stop()
+    assert {output["publish_result"]["status"] for output in outputs} == {"success"}
+    rows = await sql(db, "select status, job_id from pgnexus.job_results")
+    assert {row.status for row in rows} == {"success"}
+    assert len({row.job_id for row in rows}) == len(rows) == 50
 
 
 async def _idle(app: App) -> bool:
