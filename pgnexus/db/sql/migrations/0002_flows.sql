@@ -634,21 +634,56 @@ begin
 end
 $$;
 
--- Tasks that were ended in this transaction before it was seen that their run or step had ended: they fail with it.
+-- Tasks that were ended in this transaction before it was seen that their run or step had ended: they fail with it. A step
+-- whose row somebody holds is left to him: he has a task of it, and comes here himself.
 create or replace function pgflow.void_tasks(p_tasks pgflow.task_key[]) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
   update pgflow.step_tasks t
   set status = 'failed', failed_at = clock_timestamp(), completed_at = null, output = null, not_before = null, deferred_until = null,
-      error_message = 'its run or step had ended'
+      error_message = case when t.status = 'failed' then t.error_message else 'its run or step had ended' end
   from unnest(p_tasks) k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
   with dead as materialized (
     select distinct k.run_id, k.step_slug from unnest(p_tasks) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'failed'
+  ), open as materialized (
+    select st.run_id, st.step_slug from dead k
+    join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug
+    where st.status = 'started' for no key update of st skip locked
   )
   update pgflow.step_states st
   set status = 'failed', failed_at = clock_timestamp(), error_message = 'the run failed'
-  from dead k where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started';
+  from open o where st.run_id = o.run_id and st.step_slug = o.step_slug;
   perform pgflow.archive_messages(p_tasks);
+end
+$$;
+
+-- Of tasks that are refused, those that are open though their run or step has ended: whoever ended it passed them by, since
+-- somebody held their rows. They end now; this waits for nobody.
+create or replace function pgflow.void_refused(p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_late pgflow.task_key[];
+begin
+  with named as materialized (
+    select t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+    from unnest(p_run_ids, p_step_slugs, p_task_indexes) as i (run_id, step_slug, task_index)
+    join pgflow.step_tasks t on t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
+    where t.status in ('queued', 'started')
+  ), late as materialized (
+    select n.* from named n
+    join pgflow.runs r on r.run_id = n.run_id
+    join pgflow.step_states st on st.run_id = n.run_id and st.step_slug = n.step_slug
+    where r.status <> 'started' or st.status in ('completed', 'failed', 'skipped')
+    for share of r skip locked
+  ), held as materialized (
+    select l.* from late l
+    join pgflow.step_tasks t on t.run_id = l.run_id and t.step_slug = l.step_slug and t.task_index = l.task_index
+    where t.status in ('queued', 'started') for no key update of t skip locked
+  )
+  select array_agg(row(h.*)::pgflow.task_key) into v_late from held h;
+  if v_late is not null then
+    perform pgflow.void_tasks(v_late);
+  end if;
 end
 $$;
 
@@ -1200,6 +1235,9 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_skipped pgflow.step_key[];
 begin
+  perform from pgflow.step_states st  -- before the run, as whoever ends its tasks does
+  where st.run_id = _cascade_force_skip_steps.run_id and st.step_slug = _cascade_force_skip_steps.step_slug
+    and st.status = 'started' for no key update;
   perform pgflow.hold_run(_cascade_force_skip_steps.run_id);
   with held as (  -- whoever else holds it, is ending it
     select row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key as step from pgflow.step_states st
@@ -1303,7 +1341,7 @@ begin
   v_ids := array(select coalesce(i.id, gen_random_uuid()) from unnest(p_inputs, p_run_ids) with ordinality as i (input, id, n) order by i.n);
   with started as (
     insert into pgflow.runs as r (run_id, flow_slug, input, remaining_steps)
-    select i.id, v_flow, i.input, v_steps from unnest(v_ids, p_inputs) as i (id, input)
+    select i.id, v_flow, i.input, v_steps from unnest(v_ids, p_inputs) as i (id, input) order by i.id
     on conflict on constraint runs_pkey do nothing
     returning r.run_id
   )
@@ -1475,7 +1513,8 @@ begin
   with held as materialized (
     select k.* from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
     join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
-    order by t.run_id, t.step_slug, t.task_index for update of t
+    where t.status = 'queued'
+    order by t.run_id, t.step_slug, t.task_index for no key update of t
   ), live as materialized (
     select k.* from held k
     join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
@@ -1845,6 +1884,7 @@ begin
     end if;
   end if;
   if cardinality(v_done) is distinct from cardinality(p_run_ids) then
+    perform pgflow.void_refused(p_run_ids, p_step_slugs, p_task_indexes);
     return query
       select 'refused', null::text, i.run_id, i.step_slug, i.task_index, i.attempt, null::jsonb, null::jsonb, null::double precision
       from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts) as i (run_id, step_slug, task_index, attempt)
@@ -1951,12 +1991,16 @@ begin
     where b.task = any (v_open)
     having count(*) > 0;
     if v_lost is not null then
+      perform pgflow.keep_live(v_lost, v_live);
       perform pgflow.archive_messages(v_lost);
       perform pgflow.end_exhausted(v_lost, v_errors, v_states, v_live);
     end if;
     if p_notify then
       perform pgflow.notify_runs(array_agg(k.run_id)) from unnest(v_all) k;
     end if;
+  end if;
+  if cardinality(v_all) is distinct from cardinality(p_run_ids) then
+    perform pgflow.void_refused(p_run_ids, p_step_slugs, p_task_indexes);
   end if;
   return query
     select case when l.run_id is not null then 'failed' when b.run_id is not null then 'retried' else 'refused' end,
@@ -2122,6 +2166,9 @@ begin
     returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task, coalesce(i.delay, 0) as delay
   )
   select array_agg(b.task), array_agg(b.delay) into v_back, v_delays from back b;
+  if cardinality(v_back) is distinct from cardinality(p_run_ids) then
+    perform pgflow.void_refused(p_run_ids, p_step_slugs, p_task_indexes);
+  end if;
   if v_back is null then
     return;
   end if;
@@ -2523,17 +2570,24 @@ declare
   v_restarted pgflow.step_key[];
   v_tasks pgflow.task_key[];
 begin
-  select r.flow_slug into v_flow from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed' for no key update;
+  if not exists (select from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed') then
+    return false;
+  end if;
+  -- all of it, in the order of locks: whoever is ending a task at this moment is through before the run is under way again
+  perform from pgflow.step_tasks t where t.run_id = retry_run.run_id order by t.step_slug, t.task_index for no key update;
+  perform from pgflow.step_states st where st.run_id = retry_run.run_id order by st.step_slug for no key update;
+  perform from pgflow.runs r where r.run_id = retry_run.run_id for no key update;
+  select r.flow_slug into v_flow from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed';
   if v_flow is null then
     return false;
   elsif v_flow = 'llm_request_workflow' then
     raise exception using errcode = 'PN002', message = format('run %s is a request: its failure is published; send it anew as retry_of', retry_run.run_id);
   end if;
   update pgflow.runs r set status = 'started', failed_at = null, cancelled_at = null where r.run_id = retry_run.run_id;
-  with open as (  -- those that somebody is ending at this moment find the run under way again
+  with open as (
     select t.step_slug, t.task_index from pgflow.step_tasks t
     join pgflow.step_states st on st.run_id = t.run_id and st.step_slug = t.step_slug and st.status in ('failed', 'started')
-    where t.run_id = retry_run.run_id and t.status = 'failed' for update of t skip locked
+    where t.run_id = retry_run.run_id and t.status = 'failed'
   ), tasks as (
     update pgflow.step_tasks t
     set status = 'queued', attempts_count = 0, requeued_count = 0, failed_at = null, started_at = null, queued_at = clock_timestamp(),
@@ -2549,7 +2603,7 @@ begin
     from (select o.step_slug, (select count(*)::int from pgflow.step_tasks t
                                where t.run_id = retry_run.run_id and t.step_slug = o.step_slug and t.status <> 'completed') as open
           from pgflow.step_states o
-          where o.run_id = retry_run.run_id and o.status in ('failed', 'started') for update skip locked) k
+          where o.run_id = retry_run.run_id and o.status in ('failed', 'started')) k
     where st.run_id = retry_run.run_id and st.step_slug = k.step_slug
     returning st.flow_slug, st.run_id, st.step_slug, st.status
   )
@@ -2665,6 +2719,9 @@ begin
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
+  -- in the order of locks, what both of the following hold
+  perform pgflow.hold_steps(v_lost);
+  perform pgflow.hold_runs(array(select distinct k.run_id from unnest(v_back || v_lost) k), v_lost is not null);
   v_back := pgflow.keep_open(v_back);
   if v_back is not null then
     perform pgflow.queue_again(v_back, array_fill(0::double precision, array[cardinality(v_back)]));
@@ -2750,6 +2807,9 @@ begin
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
+  -- in the order of locks, what both of the following hold
+  perform pgflow.hold_steps(v_lost);
+  perform pgflow.hold_runs(array(select distinct k.run_id from unnest(v_back || v_lost) k), v_lost is not null);
   v_back := pgflow.keep_open(v_back);
   if v_back is not null then
     perform pgflow.queue_again(v_back, array_fill(0::double precision, array[cardinality(v_back)]));

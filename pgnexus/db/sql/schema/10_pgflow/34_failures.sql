@@ -32,21 +32,56 @@ begin
 end
 $$;
 
--- Tasks that were ended in this transaction before it was seen that their run or step had ended: they fail with it.
+-- Tasks that were ended in this transaction before it was seen that their run or step had ended: they fail with it. A step
+-- whose row somebody holds is left to him: he has a task of it, and comes here himself.
 create or replace function pgflow.void_tasks(p_tasks pgflow.task_key[]) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
   update pgflow.step_tasks t
   set status = 'failed', failed_at = clock_timestamp(), completed_at = null, output = null, not_before = null, deferred_until = null,
-      error_message = 'its run or step had ended'
+      error_message = case when t.status = 'failed' then t.error_message else 'its run or step had ended' end
   from unnest(p_tasks) k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index;
   with dead as materialized (
     select distinct k.run_id, k.step_slug from unnest(p_tasks) k join pgflow.runs r on r.run_id = k.run_id and r.status = 'failed'
+  ), open as materialized (
+    select st.run_id, st.step_slug from dead k
+    join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug
+    where st.status = 'started' for no key update of st skip locked
   )
   update pgflow.step_states st
   set status = 'failed', failed_at = clock_timestamp(), error_message = 'the run failed'
-  from dead k where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started';
+  from open o where st.run_id = o.run_id and st.step_slug = o.step_slug;
   perform pgflow.archive_messages(p_tasks);
+end
+$$;
+
+-- Of tasks that are refused, those that are open though their run or step has ended: whoever ended it passed them by, since
+-- somebody held their rows. They end now; this waits for nobody.
+create or replace function pgflow.void_refused(p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[]) returns void
+language plpgsql set search_path = pg_catalog, pgflow as $$
+declare
+  v_late pgflow.task_key[];
+begin
+  with named as materialized (
+    select t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+    from unnest(p_run_ids, p_step_slugs, p_task_indexes) as i (run_id, step_slug, task_index)
+    join pgflow.step_tasks t on t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = i.task_index
+    where t.status in ('queued', 'started')
+  ), late as materialized (
+    select n.* from named n
+    join pgflow.runs r on r.run_id = n.run_id
+    join pgflow.step_states st on st.run_id = n.run_id and st.step_slug = n.step_slug
+    where r.status <> 'started' or st.status in ('completed', 'failed', 'skipped')
+    for share of r skip locked
+  ), held as materialized (
+    select l.* from late l
+    join pgflow.step_tasks t on t.run_id = l.run_id and t.step_slug = l.step_slug and t.task_index = l.task_index
+    where t.status in ('queued', 'started') for no key update of t skip locked
+  )
+  select array_agg(row(h.*)::pgflow.task_key) into v_late from held h;
+  if v_late is not null then
+    perform pgflow.void_tasks(v_late);
+  end if;
 end
 $$;
 

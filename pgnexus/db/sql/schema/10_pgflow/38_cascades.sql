@@ -44,6 +44,9 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_skipped pgflow.step_key[];
 begin
+  perform from pgflow.step_states st  -- before the run, as whoever ends its tasks does
+  where st.run_id = _cascade_force_skip_steps.run_id and st.step_slug = _cascade_force_skip_steps.step_slug
+    and st.status = 'started' for no key update;
   perform pgflow.hold_run(_cascade_force_skip_steps.run_id);
   with held as (  -- whoever else holds it, is ending it
     select row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key as step from pgflow.step_states st

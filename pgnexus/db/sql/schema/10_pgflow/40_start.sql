@@ -42,7 +42,7 @@ begin
   v_ids := array(select coalesce(i.id, gen_random_uuid()) from unnest(p_inputs, p_run_ids) with ordinality as i (input, id, n) order by i.n);
   with started as (
     insert into pgflow.runs as r (run_id, flow_slug, input, remaining_steps)
-    select i.id, v_flow, i.input, v_steps from unnest(v_ids, p_inputs) as i (id, input)
+    select i.id, v_flow, i.input, v_steps from unnest(v_ids, p_inputs) as i (id, input) order by i.id
     on conflict on constraint runs_pkey do nothing
     returning r.run_id
   )

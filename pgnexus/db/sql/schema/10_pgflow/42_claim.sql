@@ -89,7 +89,8 @@ begin
   with held as materialized (
     select k.* from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
     join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
-    order by t.run_id, t.step_slug, t.task_index for update of t
+    where t.status = 'queued'
+    order by t.run_id, t.step_slug, t.task_index for no key update of t
   ), live as materialized (
     select k.* from held k
     join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'

@@ -190,6 +190,7 @@ begin
     end if;
   end if;
   if cardinality(v_done) is distinct from cardinality(p_run_ids) then
+    perform pgflow.void_refused(p_run_ids, p_step_slugs, p_task_indexes);
     return query
       select 'refused', null::text, i.run_id, i.step_slug, i.task_index, i.attempt, null::jsonb, null::jsonb, null::double precision
       from unnest(p_run_ids, p_step_slugs, p_task_indexes, p_attempts) as i (run_id, step_slug, task_index, attempt)

@@ -60,12 +60,16 @@ begin
     where b.task = any (v_open)
     having count(*) > 0;
     if v_lost is not null then
+      perform pgflow.keep_live(v_lost, v_live);
       perform pgflow.archive_messages(v_lost);
       perform pgflow.end_exhausted(v_lost, v_errors, v_states, v_live);
     end if;
     if p_notify then
       perform pgflow.notify_runs(array_agg(k.run_id)) from unnest(v_all) k;
     end if;
+  end if;
+  if cardinality(v_all) is distinct from cardinality(p_run_ids) then
+    perform pgflow.void_refused(p_run_ids, p_step_slugs, p_task_indexes);
   end if;
   return query
     select case when l.run_id is not null then 'failed' when b.run_id is not null then 'retried' else 'refused' end,
@@ -231,6 +235,9 @@ begin
     returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task, coalesce(i.delay, 0) as delay
   )
   select array_agg(b.task), array_agg(b.delay) into v_back, v_delays from back b;
+  if cardinality(v_back) is distinct from cardinality(p_run_ids) then
+    perform pgflow.void_refused(p_run_ids, p_step_slugs, p_task_indexes);
+  end if;
   if v_back is null then
     return;
   end if;

@@ -26,17 +26,24 @@ declare
   v_restarted pgflow.step_key[];
   v_tasks pgflow.task_key[];
 begin
-  select r.flow_slug into v_flow from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed' for no key update;
+  if not exists (select from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed') then
+    return false;
+  end if;
+  -- all of it, in the order of locks: whoever is ending a task at this moment is through before the run is under way again
+  perform from pgflow.step_tasks t where t.run_id = retry_run.run_id order by t.step_slug, t.task_index for no key update;
+  perform from pgflow.step_states st where st.run_id = retry_run.run_id order by st.step_slug for no key update;
+  perform from pgflow.runs r where r.run_id = retry_run.run_id for no key update;
+  select r.flow_slug into v_flow from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed';
   if v_flow is null then
     return false;
   elsif v_flow = 'llm_request_workflow' then
     raise exception using errcode = 'PN002', message = format('run %s is a request: its failure is published; send it anew as retry_of', retry_run.run_id);
   end if;
   update pgflow.runs r set status = 'started', failed_at = null, cancelled_at = null where r.run_id = retry_run.run_id;
-  with open as (  -- those that somebody is ending at this moment find the run under way again
+  with open as (
     select t.step_slug, t.task_index from pgflow.step_tasks t
     join pgflow.step_states st on st.run_id = t.run_id and st.step_slug = t.step_slug and st.status in ('failed', 'started')
-    where t.run_id = retry_run.run_id and t.status = 'failed' for update of t skip locked
+    where t.run_id = retry_run.run_id and t.status = 'failed'
   ), tasks as (
     update pgflow.step_tasks t
     set status = 'queued', attempts_count = 0, requeued_count = 0, failed_at = null, started_at = null, queued_at = clock_timestamp(),
@@ -52,7 +59,7 @@ begin
     from (select o.step_slug, (select count(*)::int from pgflow.step_tasks t
                                where t.run_id = retry_run.run_id and t.step_slug = o.step_slug and t.status <> 'completed') as open
           from pgflow.step_states o
-          where o.run_id = retry_run.run_id and o.status in ('failed', 'started') for update skip locked) k
+          where o.run_id = retry_run.run_id and o.status in ('failed', 'started')) k
     where st.run_id = retry_run.run_id and st.step_slug = k.step_slug
     returning st.flow_slug, st.run_id, st.step_slug, st.status
   )

@@ -73,6 +73,9 @@ begin
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
+  -- in the order of locks, what both of the following hold
+  perform pgflow.hold_steps(v_lost);
+  perform pgflow.hold_runs(array(select distinct k.run_id from unnest(v_back || v_lost) k), v_lost is not null);
   v_back := pgflow.keep_open(v_back);
   if v_back is not null then
     perform pgflow.queue_again(v_back, array_fill(0::double precision, array[cardinality(v_back)]));
@@ -158,6 +161,9 @@ begin
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
+  -- in the order of locks, what both of the following hold
+  perform pgflow.hold_steps(v_lost);
+  perform pgflow.hold_runs(array(select distinct k.run_id from unnest(v_back || v_lost) k), v_lost is not null);
   v_back := pgflow.keep_open(v_back);
   if v_back is not null then
     perform pgflow.queue_again(v_back, array_fill(0::double precision, array[cardinality(v_back)]));
