@@ -143,7 +143,7 @@ async def test_what_each_is_refused(role, statement, caller_url, nexus_url):
 
 
 async def test_a_stranger_is_refused_everything(database_url, db):
-    if not await sql(db, "select from pg_roles where rolname = 'pgnexus_stranger'"):
+    if not await sql(db, "select 1 from pg_roles where rolname = 'pgnexus_stranger'"):
         with suppress(
             psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation
         ):  # another test's, just now

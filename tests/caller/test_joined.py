@@ -295,7 +295,7 @@ async def test_a_user_without_the_role_is_told_so(service, database_url, db):
     await sql(
         db,
         "create role nobody_here"
-        if not await sql(db, "select from pg_roles where rolname = 'nobody_here'")
+        if not await sql(db, "select 1 from pg_roles where rolname = 'nobody_here'")
         else "select",
     )
     async with await psycopg.AsyncConnection.connect(
