@@ -205,7 +205,7 @@ def _runs(found: Sequence[RunSummary], width: int) -> Table:
         took = duration((one.ended_at - one.started_at).total_seconds() * 1000) if one.ended_at else ""
         row = [str(one.run_id), f"[{style}]{one.status}[/]", age(one.started_at, now), took, escape(one.flow)]
         left = (
-            f"{one.steps_left:,} steps left"
+            f"{one.steps_left:,} step{'s' * (one.steps_left != 1)} left"
             if not one.ended_at
             else escape(" ".join((one.error or "").split()))
         )

@@ -24,6 +24,14 @@ from pgnexus.settings import Settings
 log = logging.getLogger(__name__)
 
 
+class _NoArray(Exception):
+    """A transactional step gave a map something that is no array: its transaction is rolled back."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(output)
+        self.output = output
+
+
 class Handling:
     """Runs the handlers of a worker's steps; every task ends in exactly one outcome, or in none when it is lost."""
 
@@ -112,6 +120,10 @@ class Handling:
                 held.task = None
                 self._outcomes.refused(held)
                 return
+            except _NoArray as fault:  # the run fails by it, and nothing of the handler's is kept
+                held.task = None
+                self._outcomes.complete(held, fault.output, None)
+                return
             except (DatabaseUnavailable, asyncio.CancelledError):
                 self._outcomes.doubt()
                 raise
@@ -126,6 +138,8 @@ class Handling:
             if type(value) is Later:
                 return await self._outcomes.defer_in(connection, held, value)
             output = step.encode(value, self._max_bytes)
+            if held.planned.feeds_map and not output.startswith("["):
+                raise _NoArray(output)
             return await self._outcomes.complete_in(connection, held, output, claim)
 
     def _context(

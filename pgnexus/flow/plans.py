@@ -23,6 +23,7 @@ class PlannedStep:
     slug: str
     flow_name: str
     then: PlannedStep | None = None  # the pure step to run in the same go
+    feeds_map: bool = False  # its output must be an array
     leads_to_delay: bool = False  # something behind it waits for a time of day, not for a worker
 
 
@@ -64,6 +65,7 @@ def plan(flow: Blueprint) -> dict[str, PlannedStep]:
         for dep in one.step.depends_on:
             children[dep].append(one)
     for slug, below in children.items():
+        planned[slug].feeds_map = any(child.step.is_map for child in below) and not planned[slug].step.is_map
         planned[slug].leads_to_delay = any(child.step.options.start_delay for child in below)
         if len(below) == 1 and not planned[slug].step.is_map and _goes_along(below[0].step):
             planned[slug].then = below[0]

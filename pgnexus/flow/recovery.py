@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from pgnexus.db.database import Database
@@ -11,6 +12,7 @@ from pgnexus.looper import Looper
 log = logging.getLogger(__name__)
 
 _MOST = 1000
+_STALLS_EVERY = 30.0  # seconds between looks for tasks that are judged by time alone
 
 
 class Recovery:
@@ -21,6 +23,7 @@ class Recovery:
         self._on_work = on_work
         self._interval = interval
         self._looper = Looper("recovery", self._round, poll_interval=interval)
+        self._looked_for_stalls_at = float("-inf")
 
     def start(self) -> None:
         self._looper.start()
@@ -38,6 +41,7 @@ class Recovery:
             what = "failed, no attempt is left" if row.exhausted else "given back"
             where = (row.flow_slug, row.run_id, row.step_slug, row.task_index)
             log.warning("%s: run %s: step %s[%d]: its worker was lost; %s", *where, what)
+        await self._requeue_stalled()
         [due] = await self._db.query("send_due_tasks", {"limit": _MOST})
         [overdue] = await self._db.query("expire_deferred", {"limit": _MOST})
         if recovered or due.sent:
@@ -45,3 +49,13 @@ class Recovery:
         if len(recovered) >= _MOST or due.sent >= _MOST or overdue.expired >= _MOST:
             return 0
         return None if due.next_in is None else min(due.next_in, self._interval)
+
+    async def _requeue_stalled(self) -> None:
+        """For workers that keep no lease here, such as those of other languages."""
+        now = time.monotonic()
+        if now - self._looked_for_stalls_at >= _STALLS_EVERY:
+            self._looked_for_stalls_at = now
+            [row] = await self._db.query("requeue_stalled_tasks")
+            if row.requeued:
+                log.warning("%d tasks ran for longer than their timeout; given back", row.requeued)
+                self._on_work()

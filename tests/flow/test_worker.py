@@ -267,6 +267,49 @@ async def test_what_a_transactional_step_writes_commits_with_its_completion_or_n
     assert [row.attempt for row in await sql(db, "select attempt from notes")] == [2] * 21
 
 
+async def test_a_transactional_step_that_gives_a_map_no_list_writes_nothing(database_url, db):
+    await sql(db, "create table notes (attempt int)")
+    flow = Flow("flow", base_delay=0)
+
+    @flow.step(transactional=True)
+    async def files(input, ctx: Context) -> list[str]:
+        await ctx.connection.execute("insert into notes values (%s)", [ctx.attempt])
+        return "no list"
+
+    @flow.map(over=files)
+    async def read(file: str):
+        return file
+
+    async with started(database_url, flow) as app:
+        with pytest.raises(RunFailed, match=r"TYPE_VIOLATION. Produced string instead of array"):
+            await app.executor.execute(flow)
+    assert await sql(db, "select 1 from notes") == []
+
+
+async def test_what_a_worker_of_another_language_left_lying_is_run_here(database_url, db):
+    """It keeps no lease; its task's time is up."""
+
+    async def step(input):
+        return "done"
+
+    flow = one_step(step)
+    async with started(database_url, flow) as app:
+        await app.executor.pause(flow.name)
+        handle = await app.executor.start(flow)
+        another = uuid4()
+        await sql(
+            db,
+            "insert into pgflow.workers (worker_id, queue_name, function_name) values (%s, 'flow', 'x')",
+            another,
+        )
+        await sql(db, "update pgflow.flows set paused_at = null")
+        [claimed] = await sql(db, "select * from pgflow.start_tasks('flow', array[1]::bigint[], %s)", another)
+        assert claimed.run_id == handle.run_id
+        await sql(db, "update pgflow.step_tasks set started_at = now() - interval '2 minutes'")
+    async with started(database_url, flow) as app:  # looks at its start, and then now and then
+        assert await app.executor.result(handle.run_id, timeout=20) == "done"
+
+
 async def test_a_transactional_step_whose_task_was_taken_away_writes_nothing(database_url, db):
     await sql(db, "create table notes (attempt int)")
 

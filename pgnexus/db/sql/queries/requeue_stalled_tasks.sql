@@ -1,0 +1,1 @@
+select pgflow.requeue_stalled_tasks() as requeued
