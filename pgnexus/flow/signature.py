@@ -77,10 +77,19 @@ class Reader:
                 role = "dependency"
             elif not dependencies and not any(one.role == "input" for one in parameters):
                 role = "input"
+                self._refuse_typo(name)
             elif parameter.default is parameter.empty:
                 raise InvalidFlow(f"{self.where}: {self._unreachable(name, dependencies)}")
             parameters.append(self.parameter(parameter, annotation, role))
         return Signature(tuple(parameters), tuple(dependencies), returns)
+
+    def _refuse_typo(self, name: str) -> None:
+        """A misspelt dependency would make its step a root, without a word."""
+        if close := difflib.get_close_matches(name, self.earlier, n=1, cutoff=0.8):
+            raise InvalidFlow(
+                f"{self.where}: the parameter {name!r} would be the run's input; did you mean the step "
+                f"{close[0]!r}? If not, name it less like it"
+            )
 
     def map(self, handler: Callable[..., Any], over: str | None) -> Signature:
         """The first parameter that is no context is the element."""

@@ -939,3 +939,17 @@ def test_outputs_have_the_types_that_were_annotated() -> None:
 def test_every_error_is_of_our_tree() -> None:
     assert issubclass(InvalidFlow, PgnexusError)
     assert issubclass(InvalidOutput, StepFailed)
+
+
+def test_a_misspelt_dependency_is_no_root() -> None:
+    flow = Flow("typo")
+
+    @flow.step
+    def summary(input: str) -> str:
+        return input
+
+    with pytest.raises(InvalidFlow, match=r"publish.*'sumary'.*did you mean the step 'summary'"):
+
+        @flow.step
+        def publish(sumary: str) -> str:
+            return sumary
