@@ -114,7 +114,7 @@ class Client:
                  %s, %s::uuid[], %s::text[], %s::int[], %s::int[], %s::text[], %s::bool[], %s::float8[])""",
             *(self._worker_id, *columns, ["boom"] * count),
             [self._random.random() < 0.2 for _ in range(count)],
-            [self._random.choice([None, 0.0]) for _ in range(count)],
+            [self._random.choice([None, 0.0, 0.001]) for _ in range(count)],
         )
         return len([row for row in rows if row.outcome != "refused"])
 
@@ -122,7 +122,7 @@ class Client:
         columns = self._give(0.3)
         rows = await self.ask(
             "select * from pgflow.release_tasks(%s, %s::uuid[], %s::text[], %s::int[], %s::int[], %s::float8[])",
-            *(self._worker_id, *columns, [0.0] * len(columns[0])),
+            *(self._worker_id, *columns, [self._random.choice([0.0, 0.001]) for _ in columns[0]]),
         )
         return len(rows)
 
