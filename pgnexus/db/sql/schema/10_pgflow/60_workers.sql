@@ -128,6 +128,12 @@ begin
 end
 $$;
 
+-- By this name processes of 0.1 call it, which may still run.
+create or replace function pgflow.send_due(p_flow_slug text, p_limit int default 1000) returns table (sent int, next_in double precision)
+language sql set search_path = pg_catalog, pgflow as $$
+  select d.sent, d.next_in from pgflow.send_due_tasks(p_limit) d
+$$;
+
 -- By time alone, for workers that keep no lease here: tasks that run for longer than their timeout and 30 seconds go
 -- back, three times at most; then their message is archived and they fail. Returns how many went back.
 create or replace function pgflow.requeue_stalled_tasks() returns int
