@@ -271,6 +271,9 @@ class Client:
             )
             await self.expire()
             await self.send_due()
+            await self.ask(
+                f'update pgmq."q_{self._queue}" set vt = now()'
+            )  # those that wait for their time, too
             while await self.claim(100) or self._held:
                 while self._held:
                     await self.complete()
