@@ -19,7 +19,7 @@ test: .venv/dev.stamp ## the whole test suite, on the embedded PostgreSQL
 	@$(BIN)/pytest -n 2 -q
 
 test-debian: .venv/dev.stamp ## the tests of the database on Debian's PostgreSQL 15
-	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 2 -q tests/db tests/caller tests/nexus tests/test_roles.py
+	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 2 -q tests/db tests/caller tests/nexus tests/flow tests/test_roles.py
 
 check: .venv/dev.stamp ## format, lint, types, the direction of imports
 	@$(BIN)/ruff format --check .
@@ -31,7 +31,8 @@ bench: .venv/dev.stamp ## measure throughput, latency, commits and WAL; see benc
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.flow
 
-chaos: .venv/dev.stamp ## the tests that kill things, CHAOS_ROUNDS times (5)
+chaos: .venv/dev.stamp ## the tests that kill things, CHAOS_ROUNDS times (5), and a thousand drawn flows
+	@PGNEXUS_PROPERTY_EXAMPLES=1000 $(BIN)/pytest -q tests/flow/test_properties.py --timeout 3600
 	@for round in $$(seq $(CHAOS_ROUNDS)); do echo "round $$round"; $(BIN)/pytest -q tests/survival || exit 1; done
 
 dist: .venv/dev.stamp ## build the wheel and the sdist into dist/
