@@ -23,6 +23,8 @@ from pgnexus.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_GRACE = 5.0  # seconds for a handler to be cancelled before the database ends its transaction
+
 
 class _NoArray(Exception):
     """A transactional step gave a map something that is no array: its transaction is rolled back."""
@@ -133,6 +135,7 @@ class Handling:
     async def _run_inside(self, held: Held, claim: int) -> list[Any]:
         step = held.planned.step
         async with self._db.connection() as connection, connection.transaction():
+            await self._store.limit_idle(connection, held.timeout + _GRACE)
             context = self._context(held, held.planned, connection=connection)
             value = await step.call(held.input, held.flow_input, context)
             if type(value) is Later:

@@ -18,10 +18,15 @@ Outcome = Completed | Failed | Released | Deferred
 
 
 class FlowStore:
-    """The calls of one worker, or of an executor that runs nothing itself."""
+    """The calls of one worker, or of an executor that runs nothing itself.
 
-    def __init__(self, db: Database, worker_id: UUID) -> None:
+    ``patience`` is for how many seconds a transaction of it may hold tasks without a word from here: a process that
+    freezes before it commits would keep them, and their runs, from everybody for ever.
+    """
+
+    def __init__(self, db: Database, worker_id: UUID, *, patience: float) -> None:
         self._db = db
+        self._patience = patience
         self.worker_id = worker_id
 
     async def claim(self, queues: list[str], limit: int, handlers: list[str]) -> list[Any]:
@@ -49,6 +54,7 @@ class FlowStore:
         }
         if connection is None:
             return await self._db.query("complete_tasks", params)
+        await self.limit_idle(connection, self._patience)
         cursor = await connection.execute(load("complete_tasks"), params)
         return await cursor.fetchall()
 
@@ -89,8 +95,13 @@ class FlowStore:
             "seconds": [task.seconds for task in tasks],
             "details": [to_json({"kind": task.kind, "details": task.kept}).decode() for task in tasks],
         }
+        await self.limit_idle(connection, self._patience)
         cursor = await connection.execute(load("defer_tasks"), params)
         return {row.token: row.deadline for row in await cursor.fetchall()}
+
+    async def limit_idle(self, connection: Connection, seconds: float) -> None:
+        """From here on the database ends the connection's transaction when it says nothing for so long."""
+        await connection.execute(load("limit_idle"), {"seconds": seconds})
 
     async def held(self) -> list[Any]:
         """The tasks that the database takes for running here."""

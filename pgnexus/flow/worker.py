@@ -62,7 +62,7 @@ class Worker:
         self._on_delay = on_delay
         self._on_stored = on_stored
         self._holdings = Holdings(settings.flow_concurrency)
-        self._store = FlowStore(db, registry.instance_id())
+        self._store = FlowStore(db, registry.instance_id(), patience=settings.worker_lease)
         known = {"signal": Signal(), **(kinds or {})}
         self._outcomes = Outcomes(
             db, self._store, notifier, self._holdings, known, flows.handlers, worker=self

@@ -332,6 +332,18 @@ async def test_a_transactional_step_whose_task_was_taken_away_writes_nothing(dat
     assert task.status == "started"
 
 
+async def test_the_transaction_of_a_process_that_freezes_ends_soon_after_its_timeout(database_url):
+    async def step(input, ctx: Context):
+        cursor = await ctx.connection.execute("show idle_in_transaction_session_timeout")
+        return (await cursor.fetchone())[0]
+
+    flow = one_step(step, transactional=True, timeout=7)
+    async with started(database_url, flow) as app:
+        assert await app.executor.execute(flow) == "12s"
+        [row] = await sql(app.db, "show idle_in_transaction_session_timeout")
+        assert row[0] == "0"
+
+
 async def test_a_transactional_step_may_answer_later(database_url, db):
     await sql(db, "create table notes (attempt int)")
     flow = Flow("flow")

@@ -1,4 +1,4 @@
-"""Real processes of pgnexus, to be killed."""
+"""Real processes of pgnexus and of PostgreSQL, to be killed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from pgnexus.db.database import Database
+from pgnexus.db.embedded import EmbeddedServer
+from pgnexus.errors import DatabaseUnavailable
+from tests.system import until
 
 READY = "ready"
 
@@ -80,3 +85,29 @@ async def up(database_url: str, *arguments: str, **environ: str) -> AsyncIterato
         if process._process.returncode is None:
             process.thaw()
             await process.kill()
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    """An open `Database`."""
+    db = await Database.open(url)
+    try:
+        yield db
+    finally:
+        await db.close()
+
+
+async def restart(server: EmbeddedServer, how: signal.Signals) -> None:
+    """End the server by this signal, and start it again once it is gone."""
+    postmaster = int((server.data_dir / "postgresql" / "postmaster.pid").read_text().splitlines()[0])
+    os.kill(postmaster, how)
+    await until(lambda: _unreachable(server.url))
+    await asyncio.to_thread(server.start)
+
+
+async def _unreachable(url: str) -> bool:
+    try:
+        async with opened(url):
+            return False
+    except DatabaseUnavailable:
+        return True

@@ -7,12 +7,8 @@ the calls that the provider saw.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +18,7 @@ from pgnexus.caller.service import LLMService
 from pgnexus.db import schema
 from pgnexus.db.database import Database
 from pgnexus.db.embedded import EmbeddedServer
-from pgnexus.errors import DatabaseUnavailable
-from tests.survival.processes import up
+from tests.survival.processes import opened, restart, up
 from tests.system import QUEUES, messages, running, sql, until
 
 REQUESTS = 200
@@ -167,34 +162,6 @@ async def test_terminate_gives_back_what_it_cannot_finish(
             await reconcile(db, handles)
 
 
-@pytest.fixture
-async def own_server(server_dir: Path, pg_bin: Path | None) -> AsyncIterator[EmbeddedServer]:
-    """A server for this test alone, to be killed."""
-    server = EmbeddedServer(server_dir / "data", pg_bin)  # with every safety on, as its users have it
-    await asyncio.to_thread(server.start)
-    yield server
-    await asyncio.to_thread(server.stop)
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    db = await Database.open(url)
-    yield db
-    await db.close()
-
-
-async def _unreachable(url: str) -> bool:
-    try:
-        async with opened(url):
-            return False
-    except DatabaseUnavailable:
-        return True
-
-
-def postmaster(server: EmbeddedServer) -> int:
-    return int((server.data_dir / "postgresql" / "postmaster.pid").read_text().splitlines()[0])
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped fast"])
 async def test_the_database_goes_and_comes_back(
     own_server: EmbeddedServer, llmock: Any, nexus_env: dict[str, str], how: signal.Signals
@@ -205,9 +172,7 @@ async def test_the_database_goes_and_comes_back(
     async with opened(url) as db, running(url, nexus=False) as service, up(url, "--only", "nexus", **patient):
         handles = await enqueue(service)
         await until(lambda: in_flight(db))
-        os.kill(postmaster(own_server), how)
-        await until(lambda: _unreachable(url))
-        await asyncio.to_thread(own_server.start)
+        await restart(own_server, how)
         await reconcile(db, handles)
     # the worker lived on and kept its answers until the database could take them
     assert set(questions(llmock).values()) == {1}

@@ -1,0 +1,20 @@
+"""A server for one test alone, to be killed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pgnexus.db.embedded import EmbeddedServer
+
+
+@pytest.fixture
+async def own_server(server_dir: Path, pg_bin: Path | None) -> AsyncIterator[EmbeddedServer]:
+    """With every safety on, as its users have it."""
+    server = EmbeddedServer(server_dir / "data", pg_bin)
+    await asyncio.to_thread(server.start)
+    yield server
+    await asyncio.to_thread(server.stop)
