@@ -48,16 +48,16 @@ from pgnexus.errors import (
     UnknownRun,
     UnsuitableDatabase,
 )
-from pgnexus.flow.actions import Actions
-from pgnexus.flow.builder import BuiltFlow, FlowBuilder
-from pgnexus.flow.context import Context
-from pgnexus.flow.executor import Executor
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.handle import RunHandle
-from pgnexus.flow.later import Later
-from pgnexus.flow.prompt import Prompt
-from pgnexus.flow.runs import RunEvent, RunStatus, RunSummary, StepStatus
-from pgnexus.flow.schedule import Schedule, Schedules
+from pgnexus.flow.built.actions import Actions
+from pgnexus.flow.built.builder import BuiltFlow, FlowBuilder
+from pgnexus.flow.define.context import Context
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.define.later import Later
+from pgnexus.flow.define.prompt import Prompt
+from pgnexus.flow.runs.executor import Executor
+from pgnexus.flow.runs.handle import RunHandle
+from pgnexus.flow.runs.status import RunEvent, RunStatus, RunSummary, StepStatus
+from pgnexus.flow.schedules.schedule import Schedule, Schedules
 from pgnexus.messages import LLMRequest, LLMResult, ModelInfo, Usage
 from pgnexus.settings import Settings
 

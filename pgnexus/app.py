@@ -18,11 +18,11 @@ from pgnexus.db.embedded import EmbeddedServer
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
 from pgnexus.errors import InvalidSettings, SchemaMismatch
-from pgnexus.flow.blueprint import Blueprint
-from pgnexus.flow.builder import FlowBuilder
-from pgnexus.flow.executor import Executor
-from pgnexus.flow.flows import Flows
+from pgnexus.flow.built.builder import FlowBuilder
+from pgnexus.flow.define.blueprint import Blueprint
+from pgnexus.flow.runs.executor import Executor
 from pgnexus.flow.service import FlowService
+from pgnexus.flow.work.flows import Flows
 from pgnexus.looper import Looper
 from pgnexus.messages import REQUESTS_CHANNEL
 from pgnexus.nexus.service import NexusService

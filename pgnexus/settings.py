@@ -120,7 +120,8 @@ class Settings(BaseSettings):
 
     # flows
     flows: list[str] = Field(
-        default_factory=list, description='flows that `up` runs beside the rest, written "package.module:name"'
+        default_factory=list,
+        description='flows that `up` runs beside the rest, written "package.module:name"',
     )
     flow_concurrency: int = Field(1000, ge=1, description="tasks of flows that one process runs at once")
     flow_blocked_warning: float = Field(

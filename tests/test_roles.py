@@ -92,9 +92,7 @@ async def test_work_of_a_lost_worker_is_given_back(sides, nexus_url, db):
     handle = await service.enqueue("simple", "Hello")
     stranger = await Database.open(nexus_url)
     await sql(stranger, "select * from nexus.take_requests(%s, 10, 10)", lost)
-    assert await sql(stranger, "select run_id from pgflow.recover_tasks()") == [
-        (handle.request_id,)
-    ]
+    assert await sql(stranger, "select run_id from pgflow.recover_tasks()") == [(handle.request_id,)]
     await stranger.close()
 
 

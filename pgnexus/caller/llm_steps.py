@@ -13,7 +13,7 @@ from pgnexus.caller.workflow import WORKFLOW, LlmRequest
 from pgnexus.db.connection import Connection
 from pgnexus.db.queries import load
 from pgnexus.errors import InvalidRequest
-from pgnexus.flow.deferral import Waiting
+from pgnexus.flow.work.deferral import Waiting
 from pgnexus.messages import complexity_for
 from pgnexus.portions import portions
 from pgnexus.settings import Settings

@@ -7,8 +7,8 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from pgnexus.errors import StepFailed
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.prompt import Prompt, deferral
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.define.prompt import Prompt, deferral
 from pgnexus.messages import Complexity, LLMResult, Priority, complexity_for
 
 WORKFLOW: Final = "LlmRequest"  # in job_results

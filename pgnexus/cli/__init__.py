@@ -14,7 +14,7 @@ from pgnexus.cli.ask import ask
 from pgnexus.cli.batch import batch
 from pgnexus.cli.demo import demo
 from pgnexus.cli.doctor import doctor
-from pgnexus.cli.flow import flow
+from pgnexus.cli.flow.group import flow
 from pgnexus.cli.installation import migrate, roles, version
 from pgnexus.cli.output import Output
 from pgnexus.cli.queues import models, queues

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 from pgnexus.cli.batch_files import UnwritableOutput
-from pgnexus.cli.flow_input import UnknownSchedule
+from pgnexus.cli.flow.input import UnknownSchedule
 from pgnexus.errors import (
     DatabaseError,
     InvalidFlow,

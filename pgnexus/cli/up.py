@@ -9,13 +9,13 @@ import typer
 
 from pgnexus.app import App
 from pgnexus.cli import exits
-from pgnexus.cli.flow_input import flow_of
+from pgnexus.cli.flow.input import flow_of
 from pgnexus.cli.interrupt import Interrupt
 from pgnexus.cli.output import Output
 from pgnexus.cli.verb import Cli, verb
 from pgnexus.db.connection import display
 from pgnexus.errors import InvalidSettings
-from pgnexus.flow.blueprint import Blueprint
+from pgnexus.flow.define.blueprint import Blueprint
 from pgnexus.messages import ModelInfo
 from pgnexus.settings import Settings
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
-from pgnexus.flow.deferral import Kinds
-from pgnexus.flow.executor import Executor
-from pgnexus.flow.flows import Flows
 from pgnexus.flow.recovery import Recovery
 from pgnexus.flow.registry import Registry
-from pgnexus.flow.schedule_firer import ScheduleFirer
-from pgnexus.flow.worker import Worker
+from pgnexus.flow.runs.executor import Executor
+from pgnexus.flow.schedules.firer import ScheduleFirer
+from pgnexus.flow.work.deferral import Kinds
+from pgnexus.flow.work.flows import Flows
+from pgnexus.flow.work.worker import Worker
 from pgnexus.settings import Settings
 
 _WORKER = "pgflow"  # what its row in pgflow.workers says it works on

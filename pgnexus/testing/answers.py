@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from pgnexus.errors import ServiceMisused, StepFailed
-from pgnexus.flow.prompt import Prompt
+from pgnexus.flow.define.prompt import Prompt
 from pgnexus.messages import LLMResult, Usage, new_request_id
 
 _BLOCK = re.compile(r"^\s*```(?:json|JSON)?\s*\n(.*)\n\s*```\s*$", re.DOTALL)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pgnexus.db.connection import Connection
 from pgnexus.db.queries import load
-from pgnexus.flow.schedule_firer import Firing, plan
+from pgnexus.flow.schedules.firer import Firing, plan
 
 _MOST_RUNS = 1000  # a schedule starts for one time that was missed
 

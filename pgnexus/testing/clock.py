@@ -8,7 +8,7 @@ from datetime import timedelta
 from pgnexus.db.database import Database
 from pgnexus.db.queries import load
 from pgnexus.errors import ServiceMisused
-from pgnexus.flow.outcomes import TASKS_CHANNEL
+from pgnexus.flow.work.outcomes import TASKS_CHANNEL
 from pgnexus.messages import REQUESTS_CHANNEL, RESULTS_CHANNEL
 from pgnexus.testing.calendar import advance_schedules
 from pgnexus.testing.target import Target, database_of

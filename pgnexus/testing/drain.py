@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.db.queries import load
-from pgnexus.flow.outcomes import RUNS_CHANNEL, TASKS_CHANNEL
+from pgnexus.flow.work.outcomes import RUNS_CHANNEL, TASKS_CHANNEL
 from pgnexus.messages import DONE_CHANNEL, REQUESTS_CHANNEL, RESULTS_CHANNEL
 from pgnexus.testing.target import Target, database_of
 

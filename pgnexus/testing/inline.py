@@ -8,11 +8,11 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from pgnexus.errors import InvalidRequest, ServiceMisused, StepFailed
-from pgnexus.flow.blueprint import Blueprint
-from pgnexus.flow.inline import InlineRun
-from pgnexus.flow.inline import run_inline as run_with_answers
-from pgnexus.flow.later import Later
-from pgnexus.flow.prompt import Prompt
+from pgnexus.flow.define.blueprint import Blueprint
+from pgnexus.flow.define.inline import InlineRun
+from pgnexus.flow.define.inline import run_inline as run_with_answers
+from pgnexus.flow.define.later import Later
+from pgnexus.flow.define.prompt import Prompt
 from pgnexus.testing.answers import output_of, prompt_of
 
 LLM = Callable[[Prompt], Any] | Mapping[str, Any]
@@ -43,7 +43,7 @@ async def run_inline(
     `ServiceMisused` when an answer is missing, and whatever ``llm`` raises.
 
     >>> import asyncio
-    >>> from pgnexus.flow.graph import Flow
+    >>> from pgnexus.flow.define.graph import Flow
     >>> flow = Flow("greet")
     >>> @flow.llm
     ... def greeting(name: str) -> str:

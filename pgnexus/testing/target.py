@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from pgnexus.caller.service import LLMService
 from pgnexus.db.database import Database
-from pgnexus.flow.executor import Executor
+from pgnexus.flow.runs.executor import Executor
 
 Target = str | Database | Executor | LLMService
 

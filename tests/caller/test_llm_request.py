@@ -10,7 +10,7 @@ import pytest
 from pgnexus.app import App
 from pgnexus.caller.workflow import LLMCall, LlmRequest, select_model
 from pgnexus.errors import InvalidRequest, RunFailed
-from pgnexus.flow.graph import Flow
+from pgnexus.flow.define.graph import Flow
 from pgnexus.messages import LLMResult
 from tests.system import fast, sql, until
 

@@ -9,7 +9,7 @@ import pytest
 
 from pgnexus import Actions, FlowBuilder
 from pgnexus.db.database import Database
-from pgnexus.flow.plans import compile_flow
+from pgnexus.flow.work.plans import compile_flow
 from tests.cli import flows
 
 HERE = "tests.cli.flows"

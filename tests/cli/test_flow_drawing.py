@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgnexus.cli.flow_drawing import draw
-from pgnexus.cli.flow_graph import Node
-from pgnexus.cli.flow_tree import tree
+from pgnexus.cli.flow.drawing import draw
+from pgnexus.cli.flow.graph import Node
+from pgnexus.cli.flow.tree import tree
 
 
 def nodes(*described):

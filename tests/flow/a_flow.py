@@ -2,7 +2,7 @@
 
 import asyncio
 
-from pgnexus.flow.graph import Flow
+from pgnexus.flow.define.graph import Flow
 
 flow = Flow("greeting")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pgnexus.app import App
 from pgnexus.db.database import Database
-from pgnexus.flow.blueprint import Blueprint
-from pgnexus.flow.builder import FlowBuilder
+from pgnexus.flow.built.builder import FlowBuilder
+from pgnexus.flow.define.blueprint import Blueprint
 from tests.system import fast, sql
 
 

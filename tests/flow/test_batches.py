@@ -8,7 +8,7 @@ import logging
 import psycopg
 
 from pgnexus.errors import DatabaseUnavailable
-from pgnexus.flow.batches import MAX_BATCH, Outbox
+from pgnexus.flow.work.batches import MAX_BATCH, Outbox
 from pgnexus.portions import LARGEST_STATEMENT
 
 

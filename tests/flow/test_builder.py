@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pgnexus.errors import InvalidFlow, StepFailed
-from pgnexus.flow.actions import Actions
-from pgnexus.flow.builder import BuiltFlow, FlowBuilder
-from pgnexus.flow.context import Context
-from pgnexus.flow.later import Later
-from pgnexus.flow.template import fill, text_of
+from pgnexus.flow.built.actions import Actions
+from pgnexus.flow.built.builder import BuiltFlow, FlowBuilder
+from pgnexus.flow.built.template import fill, text_of
+from pgnexus.flow.define.context import Context
+from pgnexus.flow.define.later import Later
 
 
 class Page(BaseModel):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgnexus.errors import InvalidSchedule
-from pgnexus.flow.cron import Cron
+from pgnexus.flow.schedules.cron import Cron
 
 BERLIN = "Europe/Berlin"
 SPRING = datetime(2026, 3, 28, 12, tzinfo=UTC)  # 02:00 to 03:00 does not exist on the 29th

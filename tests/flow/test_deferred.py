@@ -7,9 +7,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from pgnexus.errors import InvalidRequest, NotWaiting, RunFailed
-from pgnexus.flow.context import Context
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.later import Later
+from pgnexus.flow.define.context import Context
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.define.later import Later
 from pgnexus.flow.service import FlowService
 from tests.flow.running import started, tasks
 from tests.system import sql, until

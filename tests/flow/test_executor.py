@@ -24,10 +24,10 @@ from pgnexus.errors import (
     UnknownFlow,
     UnknownRun,
 )
-from pgnexus.flow.actions import Actions
-from pgnexus.flow.builder import FlowBuilder
-from pgnexus.flow.context import Context
-from pgnexus.flow.graph import Flow
+from pgnexus.flow.built.actions import Actions
+from pgnexus.flow.built.builder import FlowBuilder
+from pgnexus.flow.define.context import Context
+from pgnexus.flow.define.graph import Flow
 from tests.flow.running import started, tasks
 from tests.system import sql, until
 

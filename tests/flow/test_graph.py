@@ -23,11 +23,11 @@ from pgnexus.errors import (
     ServiceMisused,
     StepFailed,
 )
-from pgnexus.flow.context import Context
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.invoke import MAX_THREADS
-from pgnexus.flow.later import Later
-from pgnexus.flow.prompt import Prompt
+from pgnexus.flow.define.context import Context
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.define.invoke import MAX_THREADS
+from pgnexus.flow.define.later import Later
+from pgnexus.flow.define.prompt import Prompt
 from pgnexus.messages import LLMResult, Message
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pgnexus.errors import InvalidRequest, RetryLater, RunFailed, ServiceMisused, StepFailed
-from pgnexus.flow.context import Context
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.inline import InlineStep, contains, run_inline
-from pgnexus.flow.later import Later
+from pgnexus.flow.define.context import Context
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.define.inline import InlineStep, contains, run_inline
+from pgnexus.flow.define.later import Later
 from tests.flow.model.drawing import graphs, scenarios
 from tests.flow.model.graph import Graph, Scenario, plain
 from tests.flow.model.oracle import error_of, predict

@@ -15,10 +15,10 @@ from pydantic import BaseModel
 from pgnexus.app import App
 from pgnexus.db.database import Database
 from pgnexus.errors import RunCancelled, RunFailed
-from pgnexus.flow.blueprint import Blueprint
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.later import Later
-from pgnexus.flow.prompt import Prompt
+from pgnexus.flow.define.blueprint import Blueprint
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.define.later import Later
+from pgnexus.flow.define.prompt import Prompt
 from pgnexus.messages import LLMResult
 from tests.flow.running import tasks
 from tests.survival.processes import up

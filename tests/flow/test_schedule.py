@@ -14,8 +14,8 @@ import pytest
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.errors import InvalidSchedule
-from pgnexus.flow.schedule import Schedule, Schedules
-from pgnexus.flow.schedule_firer import SCHEDULES_CHANNEL, ScheduleFirer
+from pgnexus.flow.schedules.firer import SCHEDULES_CHANNEL, ScheduleFirer
+from pgnexus.flow.schedules.schedule import Schedule, Schedules
 from tests.system import sql, until
 
 YEARLY = "0 0 1 1 *"

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pgnexus.flow.actions import Actions
-from pgnexus.flow.builder import FlowBuilder
-from pgnexus.flow.graph import Flow
+from pgnexus.flow.built.actions import Actions
+from pgnexus.flow.built.builder import FlowBuilder
+from pgnexus.flow.define.graph import Flow
 
 NONE: dict[str, Any] = {"defined": False}
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from pgnexus.errors import InvalidOutput, InvalidRequest
-from pgnexus.flow.values import Codec, Misfit, dump
+from pgnexus.flow.define.values import Codec, Misfit, dump
 from pgnexus.storable import check
 
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 from pgnexus.errors import StepFailed
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.watch import _events
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.runs.watch import _events
 from tests.flow.running import started
 
 

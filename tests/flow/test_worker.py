@@ -12,9 +12,9 @@ import pytest
 
 from pgnexus.db.database import Database
 from pgnexus.errors import InvalidOutput, RetryLater, RunFailed, StepFailed
-from pgnexus.flow.context import Context
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.later import Later
+from pgnexus.flow.define.context import Context
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.define.later import Later
 from pgnexus.messages import new_request_id
 from tests.flow.running import started, tasks
 from tests.system import sql, until

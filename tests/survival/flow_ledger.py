@@ -11,9 +11,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pgnexus.flow.context import Context
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.prompt import Prompt
+from pgnexus.flow.define.context import Context
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.define.prompt import Prompt
 
 ITEMS = 50
 TASKS = ITEMS + 8  # of one run

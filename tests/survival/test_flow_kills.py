@@ -20,7 +20,7 @@ from pgnexus.app import App
 from pgnexus.db import schema
 from pgnexus.db.database import Database
 from pgnexus.db.embedded import EmbeddedServer
-from pgnexus.flow.handle import RunHandle
+from pgnexus.flow.runs.handle import RunHandle
 from tests.survival import flow_ledger as ledger
 from tests.survival.processes import Up, opened, restart, up
 from tests.system import QUEUES, fast, messages, sql, until

@@ -9,7 +9,7 @@ from processes import up
 from system import sql, until
 
 from pgnexus.db.database import Database
-from pgnexus.flow.executor import Executor
+from pgnexus.flow.runs.executor import Executor
 from tests.flow.running import started
 
 ITEMS = 200

@@ -9,9 +9,9 @@ import pytest
 
 import pgnexus
 from pgnexus.errors import ProviderUnavailable, RequestTimeout, RetryLater, RunFailed, ServiceMisused
-from pgnexus.flow.cron import Cron
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.schedule import Schedules
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.schedules.cron import Cron
+from pgnexus.flow.schedules.schedule import Schedules
 from pgnexus.testing import FakeLLM, advance, drain
 from tests.flow.running import started
 from tests.system import fast, running, sql, until

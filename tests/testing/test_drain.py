@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 import pgnexus
-from pgnexus.flow.graph import Flow
+from pgnexus.flow.define.graph import Flow
 from pgnexus.testing import FakeLLM, Idle, drain
 from tests.flow.running import started
 from tests.system import fast, running, sql

@@ -8,12 +8,12 @@ import pytest
 from pydantic import BaseModel
 
 from pgnexus.errors import InvalidRequest, RunFailed, ServiceMisused, StepFailed
-from pgnexus.flow.actions import Actions
-from pgnexus.flow.builder import FlowBuilder
-from pgnexus.flow.context import Context
-from pgnexus.flow.graph import Flow
-from pgnexus.flow.later import Later
-from pgnexus.flow.prompt import Prompt
+from pgnexus.flow.built.actions import Actions
+from pgnexus.flow.built.builder import FlowBuilder
+from pgnexus.flow.define.context import Context
+from pgnexus.flow.define.graph import Flow
+from pgnexus.flow.define.later import Later
+from pgnexus.flow.define.prompt import Prompt
 from pgnexus.messages import LLMResult
 from pgnexus.testing import run_inline
 

@@ -1,0 +1,1 @@
+"""Flows built at run time out of a description, within limits."""

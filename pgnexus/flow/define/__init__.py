@@ -1,0 +1,1 @@
+"""Writing flows: steps as functions, and the graph they make."""

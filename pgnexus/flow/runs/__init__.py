@@ -1,0 +1,1 @@
+"""The door to runs: start, wait, look, steer."""

@@ -1,0 +1,1 @@
+"""Running tasks: claims, handlers, and what became of them."""
