@@ -19,7 +19,8 @@ test: .venv/dev.stamp ## the whole test suite, on the embedded PostgreSQL
 	@$(BIN)/pytest -n 2 -q
 
 test-debian: .venv/dev.stamp ## the tests of the database on Debian's PostgreSQL 15
-	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 2 -q tests/db tests/caller tests/nexus tests/flow tests/test_roles.py
+	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 2 -q tests/db tests/caller tests/nexus tests/test_roles.py \
+		tests/flow/test_contract.py tests/flow/test_locks.py tests/flow/test_properties.py
 
 check: .venv/dev.stamp ## format, lint, types, the direction of imports
 	@$(BIN)/ruff format --check .
