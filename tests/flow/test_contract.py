@@ -110,13 +110,18 @@ class Two:
         """What the first session does, without committing it."""
         return self.first.execute(statement, params).fetchall()
 
-    def meanwhile(self, statement: str, *params: Any) -> Callable[[], Rows]:
-        """What the second does beside it, until it is done or waits for the first, which then commits."""
+    def beside(self, statement: str, *params: Any) -> Callable[[], Rows]:
+        """What the second does beside it, until it is done or waits for the first."""
         running = self._thread.submit(lambda: self._second.execute(statement, params).fetchall())
         while not running.done() and not self._waits():
             time.sleep(0.01)
-        self.first.commit()
         return lambda: running.result(30)
+
+    def meanwhile(self, statement: str, *params: Any) -> Callable[[], Rows]:
+        """The same, and then the first commits."""
+        result = self.beside(statement, *params)
+        self.first.commit()
+        return result
 
     def sees(self, statement: str, *params: Any) -> Rows:
         return self.watcher.execute(statement, params).fetchall()
@@ -286,3 +291,26 @@ def test_a_claim_under_way_while_its_step_is_skipped_leaves_nothing_behind(two: 
     assert two.sees("select check_.statuses()") == [("m:skipped child:started",)]
     assert two.sees(OPEN + " order by 1, 3") == [("child", 0, "queued"), ("child", 0, "started")]
     assert two.sees("select message ->> 'step_slug' from check_.messages('f')") == [("child",)]
+
+
+def test_a_client_that_reads_and_starts_in_one_transaction_waits_for_nobody(two: Two) -> None:
+    begin(two, "root_map", "mapped", "[1, 2]")
+    messages = [message for (message,) in two.does("select msg_id from pgmq.read('mapped', 30, 10)")]
+    cancelled = two.beside("select pgflow.cancel_run(check_.id())")  # it wants the messages that were read
+    assert two.does("select * from pgflow.start_tasks('mapped', %s, check_.worker(1))", messages) == []
+    two.first.commit()
+    assert cancelled() == [(True,)]
+    assert two.sees(OPEN) == []
+    assert two.sees("select * from check_.messages('mapped')") == []
+
+
+def test_what_is_not_started_since_its_run_is_held_can_be_read_again_at_once(two: Two) -> None:
+    begin(two, "root_map", "mapped", "[1]")
+    read = "select msg_id from pgmq.read('mapped', 30, 10)"
+    [(message,)] = two.sees(read)
+    two.does("select 1 from pgflow.runs for no key update")
+    start = "select task_index from pgflow.start_tasks('mapped', array[%s::bigint], check_.worker(1))"
+    assert two.sees(start, message) == []
+    two.first.rollback()
+    assert two.sees(read) == [(message,)]
+    assert two.sees(start, message) == [(0,)]

@@ -52,71 +52,80 @@ begin
 end
 $$;
 
--- The tasks that messages on a flow's queue stand for.
+-- The tasks that messages on a flow's queue stand for. What is no message of a task is put aside.
 create or replace function pgflow.tasks_of_messages(p_flow_slug text, p_msg_ids bigint[]) returns pgflow.task_key[]
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_queue text := pgflow.queue_of(p_flow_slug);
   v_tasks pgflow.task_key[];
+  v_foreign bigint[];
 begin
   if v_queue is null then
     return null;
   end if;
   execute format(
     'select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key
-                      order by t.run_id, t.step_slug, t.task_index)
+                      order by t.run_id, t.step_slug, t.task_index) filter (where t.message_id = q.msg_id and t.flow_slug = $2),
+            array_agg(q.msg_id) filter (where pgflow.message_run_id(q.message) is null)
      from pgmq.%I q
-     join pgflow.step_tasks t on t.run_id = (q.message ->> ''run_id'')::uuid and t.step_slug = q.message ->> ''step_slug''
-       and t.task_index = (q.message ->> ''task_index'')::int
-     where q.msg_id = any ($1) and t.message_id = q.msg_id and t.flow_slug = $2',
+     left join pgflow.step_tasks t on t.run_id = pgflow.message_run_id(q.message) and t.step_slug = q.message ->> ''step_slug''
+       and t.task_index = pgflow.message_task_index(q.message)
+     where q.msg_id = any ($1)',
     pgmq.format_table_name(v_queue, 'q'))
-  into v_tasks using p_msg_ids, p_flow_slug;
+  into v_tasks, v_foreign using p_msg_ids, p_flow_slug;
+  perform pgflow.archive_foreign(v_queue, v_foreign) where v_foreign is not null;
   return v_tasks;
 end
 $$;
 
+-- Claim the tasks of messages that the caller has read. It waits for no run or task, since its transaction may hold those
+-- messages: where somebody holds the run alone at this moment, the message is visible again at once.
 create or replace function pgflow.start_tasks(flow_slug text, msg_ids bigint[], worker_id uuid)
 returns setof pgflow.step_task_record
 language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
+  v_named pgflow.task_key[] := pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids);
+  v_runs uuid[];
+  v_live uuid[];
   v_started pgflow.task_key[];
+  v_seconds int[];
 begin
   if not exists (select from pgflow.workers w where w.worker_id = start_tasks.worker_id) then
     raise exception using errcode = 'foreign_key_violation',
       message = format('there is no worker %s: register it with an insert into pgflow.workers', start_tasks.worker_id);
+  elsif v_named is null then
+    return;
   end if;
+  select array_agg(h.run_id), array_agg(h.run_id) filter (where h.status = 'started') into v_runs, v_live
+  from (select r.run_id, r.status from pgflow.runs r
+        where r.run_id in (select k.run_id from unnest(v_named) k) for share skip locked) h;
+  perform pgflow.set_vt_batch(pgflow.queue_of(start_tasks.flow_slug), array_agg(k.message_id), array_agg(0))
+  from unnest(v_named) k where k.run_id <> all (coalesce(v_runs, '{}')) having count(*) > 0;
   with held as materialized (
-    select k.* from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
+    select k.* from unnest(v_named) k
     join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
-    where t.status = 'queued'
-    order by t.run_id, t.step_slug, t.task_index for no key update of t
-  ), live as materialized (
-    select k.* from held k
-    join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+    where k.run_id = any (v_live) and t.status = 'queued' for no key update of t skip locked
+  ), free as materialized (
+    select k.*, coalesce(s.opt_timeout, f.opt_timeout) as timeout from held k
     join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
+    join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
     join pgflow.flows f on f.flow_slug = k.flow_slug and f.paused_at is null
   ), started as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
-    from live k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index and t.status = 'queued'
-    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+    from free k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+    returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task, k.timeout
   )
-  select array_agg(row(s.*)::pgflow.task_key) into v_started from started s;
-  v_started := pgflow.keep_open(v_started);
-  if v_started is null then
-    return;
+  select array_agg(s.task), array_agg(s.timeout + 2) into v_started, v_seconds from started s;
+  if v_started is not null then
+    perform pgflow.set_vt_batch(
+      pgflow.queue_of(start_tasks.flow_slug), array(select k.message_id from unnest(v_started) k), v_seconds);
+    return query
+      select d.flow_slug, d.run_id, d.step_slug, d.input, k.message_id, d.task_index, d.flow_input
+      from pgflow.describe_tasks(v_started) d
+      join unnest(v_started) k on k.run_id = d.run_id and k.step_slug = d.step_slug and k.task_index = d.task_index;
   end if;
-  perform pgflow.set_vt_batch(
-    pgflow.queue_of(start_tasks.flow_slug), array_agg(k.message_id),
-    array_agg(coalesce(s.opt_timeout, f.opt_timeout) + 2))
-  from unnest(v_started) k
-  join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
-  join pgflow.flows f on f.flow_slug = k.flow_slug;
-  return query
-    select d.flow_slug, d.run_id, d.step_slug, d.input, k.message_id, d.task_index, d.flow_input
-    from pgflow.describe_tasks(v_started) d
-    join unnest(v_started) k on k.run_id = d.run_id and k.step_slug = d.step_slug and k.task_index = d.task_index;
 end
 $$;
 
@@ -188,6 +197,7 @@ begin
     join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug and st.status = 'started'
     join pgflow.steps s on s.flow_slug = h.flow_slug and s.step_slug = h.step_slug and (s.handler is null or s.handler = any (p_handlers))
     join pgflow.flows f on f.flow_slug = h.flow_slug and f.paused_at is null
+      and coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) = p_queue
   ), claimed as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = p_worker_id, message_id = null
@@ -222,7 +232,7 @@ language sql stable set search_path = pg_catalog, pgflow as $$
   from unnest(p_ids, p_messages) as i (id, message)
 $$;
 
--- Messages that were held and stand for no claimed task. What is no message of a task goes to the archive with the reason;
+-- Messages that were held and stand for no claimed task. What is no message of a task of this queue goes to the archive with the reason;
 -- those of tasks that wait for another worker or for a paused flow hide for a moment; those of tasks or runs that somebody
 -- else holds stay, and workers look again; all others are of tasks that ended, and go.
 create or replace function pgflow.leave_messages(
@@ -231,17 +241,20 @@ create or replace function pgflow.leave_messages(
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_foreign bigint[];
+  v_astray bigint[];
   v_hidden bigint[];
   v_busy bigint[];
 begin
   select array_agg(l.id) filter (where l.run_id is null),
-         array_agg(l.id) filter (where l.waits and not l.is_mine),
-         array_agg(l.id) filter (where l.is_held or l.waits and l.is_mine)
-  into v_foreign, v_hidden, v_busy
+         array_agg(l.id) filter (where l.is_astray),
+         array_agg(l.id) filter (where not l.is_astray and l.waits and not l.is_mine),
+         array_agg(l.id) filter (where not l.is_astray and (l.is_held or l.waits and l.is_mine))
+  into v_foreign, v_astray, v_hidden, v_busy
   from (
     select i.message_id as id, i.run_id, t.status = 'queued' and t.not_before is null and r.status = 'started' as waits,
            s.handler is null and f.paused_at is null as is_mine,
-           r.run_id is not null and r.run_id <> all (coalesce(p_runs, '{}')) as is_held
+           r.run_id is not null and r.run_id <> all (coalesce(p_runs, '{}')) as is_held,
+           coalesce(pgflow.queue_of(r.flow_slug) <> p_queue, false) as is_astray
     from (select m.* from pgflow.read_messages(p_ids, p_messages) m
           where m.message_id not in (select k.message_id from unnest(p_claimed) k) offset 0) i
     left join pgflow.runs r on r.run_id = i.run_id
@@ -250,20 +263,23 @@ begin
     left join pgflow.flows f on f.flow_slug = t.flow_slug
   ) l;
   perform pgflow.archive_foreign(p_queue, v_foreign) where v_foreign is not null;
+  perform pgflow.archive_foreign(p_queue, v_astray, 'its task is of another flow, which has a queue of its own') where v_astray is not null;
   perform pgmq.set_vt(p_queue, v_hidden, 2) where v_hidden is not null;
   perform pg_notify('pgflow_tasks', '') where v_busy is not null;
   perform pgmq.delete(p_queue, array(
     select i.id from unnest(p_ids) as i (id)
-    where i.id <> all (coalesce(v_foreign, '{}') || coalesce(v_hidden, '{}') || coalesce(v_busy, '{}'))
+    where i.id <> all (coalesce(v_foreign, '{}') || coalesce(v_astray, '{}') || coalesce(v_hidden, '{}') || coalesce(v_busy, '{}'))
       and i.id not in (select k.message_id from unnest(p_claimed) k)));
 end
 $$;
 
-create or replace function pgflow.archive_foreign(p_queue text, p_ids bigint[]) returns void
+create or replace function pgflow.archive_foreign(
+  p_queue text, p_ids bigint[], p_reason text default 'no message of a task: needs run_id (a UUID), step_slug and task_index'
+) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
   perform pgmq.archive(p_queue, p_ids);
   execute format('update pgmq.%I set headers = coalesce(headers, ''{}'') || $2 where msg_id = any ($1)', pgmq.format_table_name(p_queue, 'a'))
-  using p_ids, jsonb_build_object('reason', 'no message of a task: needs run_id (a UUID), step_slug and task_index');
+  using p_ids, jsonb_build_object('reason', p_reason);
 end
 $$;

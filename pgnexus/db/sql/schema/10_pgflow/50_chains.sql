@@ -3,7 +3,7 @@
 --
 -- The row of the claimed task is fence and lock: whoever ends a task (completes, fails, releases, recovers,
 -- cancels) first changes that row where it is still started by this worker in this attempt, then the step
--- states, then the run. Everybody locks in that order. The fence is written as a CASE, so that the row is found by
+-- states, then the run. Everybody locks in that order, and batches in the order of their runs. The fence is written as a CASE, so that the row is found by
 -- its key: the index of a worker's started tasks is full of those it has ended.
 
 -- Start runs and claim their first task for the worker, without a detour through the flow's queue. A run_id
@@ -22,7 +22,7 @@ begin
   with started as (
     insert into pgflow.runs (run_id, flow_slug, input, remaining_steps)
     select i.id, p_flow_slug, i.input, v_count
-    from unnest(p_run_ids, p_inputs) as i (id, input)
+    from unnest(p_run_ids, p_inputs) as i (id, input) order by i.id
     on conflict on constraint runs_pkey do nothing
     returning runs.run_id
   )
@@ -50,10 +50,10 @@ $$;
 create or replace function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb)
 language sql set search_path = pg_catalog, pgflow as $$
-  with popped as (
+  with popped as materialized (
     select case when m.message ->> 'run_id' ~ '^[0-9a-f-]{36}$' then (m.message ->> 'run_id')::uuid end as run_id,
            m.message ->> 'step_slug' as step_slug
-    from pgmq.pop(pgflow.queue_name(p_flow_slug), p_limit) as m
+    from pgmq.pop(pgflow.queue_name(p_flow_slug), p_limit) as m order by 1
   ), claimed as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(),
@@ -79,11 +79,14 @@ declare
   v_done uuid[];
   v_outputs jsonb[];
 begin
-  with ended as (
+  with live as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
+    join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
+    order by i.run_id
+  ), ended as (
     update pgflow.step_tasks t
     set status = 'completed', completed_at = now(), output = i.outputs -> i.step_slug
-    from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
-    join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
+    from live i
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.run_id, i.outputs
@@ -119,13 +122,16 @@ declare
   v_done uuid[];
   v_now pgflow.task_key[];
 begin
-  with back as (
+  with named as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_attempts, p_delays, p_errors)
+      as i (run_id, step_slug, attempt, delay, error)
+    order by i.run_id
+  ), back as (
     update pgflow.step_tasks t
     set status = 'queued', started_at = null, queued_at = now(), error_message = coalesce(i.error, t.error_message),
         attempts_count = t.attempts_count - case when p_counts then 0 else 1 end,
         not_before = case when i.delay > 0 then now() + make_interval(secs => i.delay) end
-    from unnest(p_run_ids, p_step_slugs, p_attempts, p_delays, p_errors)
-      as i (run_id, step_slug, attempt, delay, error)
+    from named i
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.not_before
@@ -150,11 +156,14 @@ declare
   v_steps text[];
   v_errors text[];
 begin
-  with ended as (
+  with named as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_attempts, p_errors, p_details)
+      as i (run_id, step_slug, attempt, error, details)
+    order by i.run_id
+  ), ended as (
     update pgflow.step_tasks t
     set status = 'failed', failed_at = now(), error_message = i.error, output = i.details
-    from unnest(p_run_ids, p_step_slugs, p_attempts, p_errors, p_details)
-      as i (run_id, step_slug, attempt, error, details)
+    from named i
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.run_id, t.step_slug, i.error
@@ -173,10 +182,14 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_done uuid[];
 begin
-  with ended as (
+  with open as materialized (
+    select t.run_id, t.step_slug, t.task_index from pgflow.step_tasks t
+    where t.run_id = any (p_run_ids) and t.status in ('queued', 'started')
+    order by t.run_id, t.step_slug, t.task_index for no key update
+  ), ended as (
     update pgflow.step_tasks t
     set status = 'failed', failed_at = now(), error_message = 'cancelled', not_before = null
-    where t.run_id = any (p_run_ids) and t.status in ('queued', 'started')
+    from open o where t.run_id = o.run_id and t.step_slug = o.step_slug and t.task_index = o.task_index
     returning t.run_id
   )
   select array_agg(distinct e.run_id) into v_done from ended e;

@@ -26,7 +26,9 @@ declare
   v_restarted pgflow.step_key[];
   v_tasks pgflow.task_key[];
 begin
-  if not exists (select from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed') then
+  -- so that nobody prunes it meanwhile; this keeps no other waiting
+  perform from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed' for key share;
+  if not found then
     return false;
   end if;
   -- all of it, in the order of locks: whoever is ending a task at this moment is through before the run is under way again
