@@ -98,8 +98,9 @@ def _serve(queue: SimpleQueue[Callable[[], None] | None]) -> None:
 def _outcome(call: Callable[[], Any], slug: str) -> tuple[Any, BaseException | None]:
     try:
         return call(), None
-    except StopIteration as error:  # no future takes it: whoever waits would wait for ever
-        fault = RuntimeError(f"step {slug}: the handler raised StopIteration")
+    except (StopIteration, GeneratorExit, KeyboardInterrupt) as error:
+        # no future takes the first, whoever waits would wait for ever; the others would end those that wait
+        fault = RuntimeError(f"step {slug}: the handler raised {type(error).__name__}")
         fault.__cause__ = error
         return None, fault
     except BaseException as error:

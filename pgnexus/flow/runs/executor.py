@@ -195,7 +195,7 @@ class Executor:
         if key is not None:
             [row] = await self._db.query("run_id_for", {"flow": name, "key": key})
             run_id = row.run_id
-        started = await self._starts.start(slug, text, run_id or new_request_id())
+        started = await self._starts.start(slug, text, run_id or new_request_id(), exact=known is not None)
         return RunHandle(self, started.run_id, created=started.created)
 
     def _check_running(self) -> None:

@@ -20,6 +20,7 @@ MAX_BATCH = 500
 
 class _Start(NamedTuple):
     flow: str
+    exact: bool
     input: str
     run_id: UUID
 
@@ -39,10 +40,13 @@ class Starts:
         self._notifier = notifier
         self._batcher: Batcher[_Start, Started] = Batcher(self._store, max_batch=MAX_BATCH)
 
-    async def start(self, flow: str, input: str, run_id: UUID) -> Started:
-        """Start one run of the flow with this slug, or of the newest version of this name."""
+    async def start(self, flow: str, input: str, run_id: UUID, *, exact: bool) -> Started:
+        """Start one run of the flow with exactly this slug, or of the newest version of this name.
+
+        The first version's slug is the name.
+        """
         try:
-            return await self._batcher.submit(_Start(flow, input, run_id))
+            return await self._batcher.submit(_Start(flow, exact, input, run_id))
         except psycopg.Error as error:
             raise _refusal(error) from error
 
@@ -51,19 +55,20 @@ class Starts:
 
     async def _store(self, starts: Sequence[_Start]) -> list[Started]:
         """By flows: a batch that is halved says again what was committed, which the ids make safe."""
-        by_flow: dict[str, list[_Start]] = {}
+        by_flow: dict[tuple[str, bool], list[_Start]] = {}
         for start in starts:
-            by_flow.setdefault(start.flow, []).append(start)
+            by_flow.setdefault((start.flow, start.exact), []).append(start)
         created: set[UUID] = set()
-        for flow, of_flow in by_flow.items():
+        for of_flow in by_flow.values():
             for part in portions(of_flow, lambda start: len(start.input), most=MAX_BATCH):
-                created |= await self._store_at_once(flow, part)
+                created |= await self._store_at_once(part)
         return [Started(start.run_id, start.run_id in created) for start in starts]
 
-    async def _store_at_once(self, flow: str, starts: Sequence[_Start]) -> set[UUID]:
+    async def _store_at_once(self, starts: Sequence[_Start]) -> set[UUID]:
         notify = self._notifier.claim(RUNS_CHANNEL)
         params = {
-            "flow": flow,
+            "flow": starts[0].flow,
+            "exact": starts[0].exact,
             "inputs": [start.input for start in starts],
             "run_ids": [start.run_id for start in starts],
             "notify": notify,

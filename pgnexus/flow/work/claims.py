@@ -146,7 +146,7 @@ def describe(error: BaseException) -> str:
     name = type(error).__name__
     try:
         message = str(error)
-    except Exception:
+    except BaseException:
         message = "(its message cannot be had)"
     text, _ = clean(f"{name}: {message}" if message else name)
     return str(text) if len(text) <= LONGEST_ERROR else f"{text[: LONGEST_ERROR - 1]}…"

@@ -104,7 +104,11 @@ class Handling:
                 if type(value) is Later:
                     break
                 output = following.step.encode(value, self._max_bytes)
-            except Exception:  # it fails again in a task of its own, where that counts
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # it fails again in a task of its own, where that counts
+                if held.stop is not None:
+                    raise
                 break
             done.append(f'{{"step": "{following.slug}", "output": {output}}}')
             dep, following = following.slug, following.then

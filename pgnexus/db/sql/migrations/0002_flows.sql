@@ -1318,15 +1318,17 @@ begin
 end
 $$;
 
--- Start runs of one flow; a bare name starts its newest version. A run_id that was used before for the same is left as it
--- is, so that a start whose commit was not heard of can be repeated; for something else it is refused (PN012).
+-- Start runs of one flow; a bare name, which is also the slug of the first version, starts its newest version, unless
+-- p_exact says that it is a slug. A run_id that was used before for the same, of whatever version, is left as it is, so that
+-- a start whose commit was not heard of can be repeated; for something else it is refused (PN012).
 create or replace function pgflow.begin_runs(
-  p_name text, p_inputs jsonb[], p_run_ids uuid[], p_max_waves int, p_notify boolean
+  p_name text, p_inputs jsonb[], p_run_ids uuid[], p_max_waves int, p_notify boolean, p_exact boolean
 ) returns table (run_id uuid, created boolean)
 language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
-  v_flow text := pgflow.newest_version(p_name);
+  v_flow text := case when p_exact then (select f.flow_slug from pgflow.flows f where f.flow_slug = p_name)
+                      else pgflow.newest_version(p_name) end;
   v_steps int;
   v_ids uuid[];
   v_new uuid[];
@@ -1349,7 +1351,7 @@ begin
   if cardinality(v_new) is distinct from cardinality(v_ids) then
     select r.run_id into v_clash from unnest(v_ids, p_inputs) as i (id, input) join pgflow.runs r on r.run_id = i.id
     where r.input <> i.input or (r.flow_slug <> v_flow and r.flow_slug not in (
-      select f.flow_slug from pgflow.flows f where f.name = p_name)) limit 1;
+      select f.flow_slug from pgflow.flows f join pgflow.flows n on n.name = f.name where n.flow_slug = v_flow)) limit 1;
     if found then
       raise exception using errcode = 'PN012', message = format('run_id %s was used before with another flow or input', v_clash);
     end if;
@@ -1383,10 +1385,10 @@ end
 $$;
 
 create or replace function pgflow.start_flows(
-  p_flow_slug text, p_inputs jsonb[], p_run_ids uuid[] default null, p_notify boolean default true
+  p_flow_slug text, p_inputs jsonb[], p_run_ids uuid[] default null, p_notify boolean default true, p_exact boolean default false
 ) returns table (run_id uuid, created boolean)
 language sql set search_path = pg_catalog, pgflow as $$
-  select b.run_id, b.created from pgflow.begin_runs(p_flow_slug, p_inputs, p_run_ids, null, p_notify) b
+  select b.run_id, b.created from pgflow.begin_runs(p_flow_slug, p_inputs, p_run_ids, null, p_notify, p_exact) b
 $$;
 
 create or replace function pgflow.start_flow(flow_slug text, input jsonb, run_id uuid default null) returns setof pgflow.runs
@@ -1396,7 +1398,7 @@ declare
   v_run_id uuid;
 begin
   select b.run_id into v_run_id
-  from pgflow.begin_runs(start_flow.flow_slug, array[start_flow.input], array[start_flow.run_id], 50, true) b;
+  from pgflow.begin_runs(start_flow.flow_slug, array[start_flow.input], array[start_flow.run_id], 50, true, false) b;
   return query select r.* from pgflow.runs r where r.run_id = v_run_id;
 end
 $$;
@@ -1476,71 +1478,80 @@ begin
 end
 $$;
 
--- The tasks that messages on a flow's queue stand for.
+-- The tasks that messages on a flow's queue stand for. What is no message of a task is put aside.
 create or replace function pgflow.tasks_of_messages(p_flow_slug text, p_msg_ids bigint[]) returns pgflow.task_key[]
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_queue text := pgflow.queue_of(p_flow_slug);
   v_tasks pgflow.task_key[];
+  v_foreign bigint[];
 begin
   if v_queue is null then
     return null;
   end if;
   execute format(
     'select array_agg(row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key
-                      order by t.run_id, t.step_slug, t.task_index)
+                      order by t.run_id, t.step_slug, t.task_index) filter (where t.message_id = q.msg_id and t.flow_slug = $2),
+            array_agg(q.msg_id) filter (where pgflow.message_run_id(q.message) is null)
      from pgmq.%I q
-     join pgflow.step_tasks t on t.run_id = (q.message ->> ''run_id'')::uuid and t.step_slug = q.message ->> ''step_slug''
-       and t.task_index = (q.message ->> ''task_index'')::int
-     where q.msg_id = any ($1) and t.message_id = q.msg_id and t.flow_slug = $2',
+     left join pgflow.step_tasks t on t.run_id = pgflow.message_run_id(q.message) and t.step_slug = q.message ->> ''step_slug''
+       and t.task_index = pgflow.message_task_index(q.message)
+     where q.msg_id = any ($1)',
     pgmq.format_table_name(v_queue, 'q'))
-  into v_tasks using p_msg_ids, p_flow_slug;
+  into v_tasks, v_foreign using p_msg_ids, p_flow_slug;
+  perform pgflow.archive_foreign(v_queue, v_foreign) where v_foreign is not null;
   return v_tasks;
 end
 $$;
 
+-- Claim the tasks of messages that the caller has read. It waits for no run or task, since its transaction may hold those
+-- messages: where somebody holds the run alone at this moment, the message is visible again at once.
 create or replace function pgflow.start_tasks(flow_slug text, msg_ids bigint[], worker_id uuid)
 returns setof pgflow.step_task_record
 language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
+  v_named pgflow.task_key[] := pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids);
+  v_runs uuid[];
+  v_live uuid[];
   v_started pgflow.task_key[];
+  v_seconds int[];
 begin
   if not exists (select from pgflow.workers w where w.worker_id = start_tasks.worker_id) then
     raise exception using errcode = 'foreign_key_violation',
       message = format('there is no worker %s: register it with an insert into pgflow.workers', start_tasks.worker_id);
+  elsif v_named is null then
+    return;
   end if;
+  select array_agg(h.run_id), array_agg(h.run_id) filter (where h.status = 'started') into v_runs, v_live
+  from (select r.run_id, r.status from pgflow.runs r
+        where r.run_id in (select k.run_id from unnest(v_named) k) for share skip locked) h;
+  perform pgflow.set_vt_batch(pgflow.queue_of(start_tasks.flow_slug), array_agg(k.message_id), array_agg(0))
+  from unnest(v_named) k where k.run_id <> all (coalesce(v_runs, '{}')) having count(*) > 0;
   with held as materialized (
-    select k.* from unnest(pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids)) k
+    select k.* from unnest(v_named) k
     join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
-    where t.status = 'queued'
-    order by t.run_id, t.step_slug, t.task_index for no key update of t
-  ), live as materialized (
-    select k.* from held k
-    join pgflow.runs r on r.run_id = k.run_id and r.status = 'started'
+    where k.run_id = any (v_live) and t.status = 'queued' for no key update of t skip locked
+  ), free as materialized (
+    select k.*, coalesce(s.opt_timeout, f.opt_timeout) as timeout from held k
     join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
+    join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
     join pgflow.flows f on f.flow_slug = k.flow_slug and f.paused_at is null
   ), started as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
-    from live k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index and t.status = 'queued'
-    returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id
+    from free k where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
+    returning row(t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id)::pgflow.task_key as task, k.timeout
   )
-  select array_agg(row(s.*)::pgflow.task_key) into v_started from started s;
-  v_started := pgflow.keep_open(v_started);
-  if v_started is null then
-    return;
+  select array_agg(s.task), array_agg(s.timeout + 2) into v_started, v_seconds from started s;
+  if v_started is not null then
+    perform pgflow.set_vt_batch(
+      pgflow.queue_of(start_tasks.flow_slug), array(select k.message_id from unnest(v_started) k), v_seconds);
+    return query
+      select d.flow_slug, d.run_id, d.step_slug, d.input, k.message_id, d.task_index, d.flow_input
+      from pgflow.describe_tasks(v_started) d
+      join unnest(v_started) k on k.run_id = d.run_id and k.step_slug = d.step_slug and k.task_index = d.task_index;
   end if;
-  perform pgflow.set_vt_batch(
-    pgflow.queue_of(start_tasks.flow_slug), array_agg(k.message_id),
-    array_agg(coalesce(s.opt_timeout, f.opt_timeout) + 2))
-  from unnest(v_started) k
-  join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
-  join pgflow.flows f on f.flow_slug = k.flow_slug;
-  return query
-    select d.flow_slug, d.run_id, d.step_slug, d.input, k.message_id, d.task_index, d.flow_input
-    from pgflow.describe_tasks(v_started) d
-    join unnest(v_started) k on k.run_id = d.run_id and k.step_slug = d.step_slug and k.task_index = d.task_index;
 end
 $$;
 
@@ -1612,6 +1623,7 @@ begin
     join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug and st.status = 'started'
     join pgflow.steps s on s.flow_slug = h.flow_slug and s.step_slug = h.step_slug and (s.handler is null or s.handler = any (p_handlers))
     join pgflow.flows f on f.flow_slug = h.flow_slug and f.paused_at is null
+      and coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) = p_queue
   ), claimed as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = p_worker_id, message_id = null
@@ -1646,7 +1658,7 @@ language sql stable set search_path = pg_catalog, pgflow as $$
   from unnest(p_ids, p_messages) as i (id, message)
 $$;
 
--- Messages that were held and stand for no claimed task. What is no message of a task goes to the archive with the reason;
+-- Messages that were held and stand for no claimed task. What is no message of a task of this queue goes to the archive with the reason;
 -- those of tasks that wait for another worker or for a paused flow hide for a moment; those of tasks or runs that somebody
 -- else holds stay, and workers look again; all others are of tasks that ended, and go.
 create or replace function pgflow.leave_messages(
@@ -1655,17 +1667,20 @@ create or replace function pgflow.leave_messages(
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_foreign bigint[];
+  v_astray bigint[];
   v_hidden bigint[];
   v_busy bigint[];
 begin
   select array_agg(l.id) filter (where l.run_id is null),
-         array_agg(l.id) filter (where l.waits and not l.is_mine),
-         array_agg(l.id) filter (where l.is_held or l.waits and l.is_mine)
-  into v_foreign, v_hidden, v_busy
+         array_agg(l.id) filter (where l.is_astray),
+         array_agg(l.id) filter (where not l.is_astray and l.waits and not l.is_mine),
+         array_agg(l.id) filter (where not l.is_astray and (l.is_held or l.waits and l.is_mine))
+  into v_foreign, v_astray, v_hidden, v_busy
   from (
     select i.message_id as id, i.run_id, t.status = 'queued' and t.not_before is null and r.status = 'started' as waits,
            s.handler is null and f.paused_at is null as is_mine,
-           r.run_id is not null and r.run_id <> all (coalesce(p_runs, '{}')) as is_held
+           r.run_id is not null and r.run_id <> all (coalesce(p_runs, '{}')) as is_held,
+           coalesce(pgflow.queue_of(r.flow_slug) <> p_queue, false) as is_astray
     from (select m.* from pgflow.read_messages(p_ids, p_messages) m
           where m.message_id not in (select k.message_id from unnest(p_claimed) k) offset 0) i
     left join pgflow.runs r on r.run_id = i.run_id
@@ -1674,21 +1689,24 @@ begin
     left join pgflow.flows f on f.flow_slug = t.flow_slug
   ) l;
   perform pgflow.archive_foreign(p_queue, v_foreign) where v_foreign is not null;
+  perform pgflow.archive_foreign(p_queue, v_astray, 'its task is of another flow, which has a queue of its own') where v_astray is not null;
   perform pgmq.set_vt(p_queue, v_hidden, 2) where v_hidden is not null;
   perform pg_notify('pgflow_tasks', '') where v_busy is not null;
   perform pgmq.delete(p_queue, array(
     select i.id from unnest(p_ids) as i (id)
-    where i.id <> all (coalesce(v_foreign, '{}') || coalesce(v_hidden, '{}') || coalesce(v_busy, '{}'))
+    where i.id <> all (coalesce(v_foreign, '{}') || coalesce(v_astray, '{}') || coalesce(v_hidden, '{}') || coalesce(v_busy, '{}'))
       and i.id not in (select k.message_id from unnest(p_claimed) k)));
 end
 $$;
 
-create or replace function pgflow.archive_foreign(p_queue text, p_ids bigint[]) returns void
+create or replace function pgflow.archive_foreign(
+  p_queue text, p_ids bigint[], p_reason text default 'no message of a task: needs run_id (a UUID), step_slug and task_index'
+) returns void
 language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
   perform pgmq.archive(p_queue, p_ids);
   execute format('update pgmq.%I set headers = coalesce(headers, ''{}'') || $2 where msg_id = any ($1)', pgmq.format_table_name(p_queue, 'a'))
-  using p_ids, jsonb_build_object('reason', 'no message of a task: needs run_id (a UUID), step_slug and task_index');
+  using p_ids, jsonb_build_object('reason', p_reason);
 end
 $$;
 
@@ -2376,7 +2394,7 @@ begin
   with started as (
     insert into pgflow.runs (run_id, flow_slug, input, remaining_steps)
     select i.id, p_flow_slug, i.input, v_count
-    from unnest(p_run_ids, p_inputs) as i (id, input)
+    from unnest(p_run_ids, p_inputs) as i (id, input) order by i.id
     on conflict on constraint runs_pkey do nothing
     returning runs.run_id
   )
@@ -2404,10 +2422,10 @@ $$;
 create or replace function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb)
 language sql set search_path = pg_catalog, pgflow as $$
-  with popped as (
+  with popped as materialized (
     select case when m.message ->> 'run_id' ~ '^[0-9a-f-]{36}$' then (m.message ->> 'run_id')::uuid end as run_id,
            m.message ->> 'step_slug' as step_slug
-    from pgmq.pop(pgflow.queue_name(p_flow_slug), p_limit) as m
+    from pgmq.pop(pgflow.queue_name(p_flow_slug), p_limit) as m order by 1
   ), claimed as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(),
@@ -2433,11 +2451,14 @@ declare
   v_done uuid[];
   v_outputs jsonb[];
 begin
-  with ended as (
+  with live as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
+    join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
+    order by i.run_id
+  ), ended as (
     update pgflow.step_tasks t
     set status = 'completed', completed_at = now(), output = i.outputs -> i.step_slug
-    from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
-    join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
+    from live i
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.run_id, i.outputs
@@ -2473,13 +2494,16 @@ declare
   v_done uuid[];
   v_now pgflow.task_key[];
 begin
-  with back as (
+  with named as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_attempts, p_delays, p_errors)
+      as i (run_id, step_slug, attempt, delay, error)
+    order by i.run_id
+  ), back as (
     update pgflow.step_tasks t
     set status = 'queued', started_at = null, queued_at = now(), error_message = coalesce(i.error, t.error_message),
         attempts_count = t.attempts_count - case when p_counts then 0 else 1 end,
         not_before = case when i.delay > 0 then now() + make_interval(secs => i.delay) end
-    from unnest(p_run_ids, p_step_slugs, p_attempts, p_delays, p_errors)
-      as i (run_id, step_slug, attempt, delay, error)
+    from named i
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.flow_slug, t.run_id, t.step_slug, t.task_index, t.not_before
@@ -2504,11 +2528,14 @@ declare
   v_steps text[];
   v_errors text[];
 begin
-  with ended as (
+  with named as materialized (
+    select i.* from unnest(p_run_ids, p_step_slugs, p_attempts, p_errors, p_details)
+      as i (run_id, step_slug, attempt, error, details)
+    order by i.run_id
+  ), ended as (
     update pgflow.step_tasks t
     set status = 'failed', failed_at = now(), error_message = i.error, output = i.details
-    from unnest(p_run_ids, p_step_slugs, p_attempts, p_errors, p_details)
-      as i (run_id, step_slug, attempt, error, details)
+    from named i
     where t.run_id = i.run_id and t.step_slug = i.step_slug and t.task_index = 0
       and case t.status when 'started' then t.attempts_count = i.attempt and t.last_worker_id = p_worker_id end
     returning t.run_id, t.step_slug, i.error
@@ -2527,10 +2554,14 @@ language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
   v_done uuid[];
 begin
-  with ended as (
+  with open as materialized (
+    select t.run_id, t.step_slug, t.task_index from pgflow.step_tasks t
+    where t.run_id = any (p_run_ids) and t.status in ('queued', 'started')
+    order by t.run_id, t.step_slug, t.task_index for no key update
+  ), ended as (
     update pgflow.step_tasks t
     set status = 'failed', failed_at = now(), error_message = 'cancelled', not_before = null
-    where t.run_id = any (p_run_ids) and t.status in ('queued', 'started')
+    from open o where t.run_id = o.run_id and t.step_slug = o.step_slug and t.task_index = o.task_index
     returning t.run_id
   )
   select array_agg(distinct e.run_id) into v_done from ended e;
@@ -2570,7 +2601,9 @@ declare
   v_restarted pgflow.step_key[];
   v_tasks pgflow.task_key[];
 begin
-  if not exists (select from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed') then
+  -- so that nobody prunes it meanwhile; this keeps no other waiting
+  perform from pgflow.runs r where r.run_id = retry_run.run_id and r.status = 'failed' for key share;
+  if not found then
     return false;
   end if;
   -- all of it, in the order of locks: whoever is ending a task at this moment is through before the run is under way again
@@ -2772,6 +2805,12 @@ begin
            (select greatest(extract(epoch from t.not_before - clock_timestamp()), 0)::double precision
             from pgflow.step_tasks t where t.not_before is not null order by t.not_before limit 1);
 end
+$$;
+
+-- By this name processes of 0.1 call it, which may still run.
+create or replace function pgflow.send_due(p_flow_slug text, p_limit int default 1000) returns table (sent int, next_in double precision)
+language sql set search_path = pg_catalog, pgflow as $$
+  select d.sent, d.next_in from pgflow.send_due_tasks(p_limit) d
 $$;
 
 -- By time alone, for workers that keep no lease here: tasks that run for longer than their timeout and 30 seconds go

@@ -19,15 +19,17 @@ begin
 end
 $$;
 
--- Start runs of one flow; a bare name starts its newest version. A run_id that was used before for the same is left as it
--- is, so that a start whose commit was not heard of can be repeated; for something else it is refused (PN012).
+-- Start runs of one flow; a bare name, which is also the slug of the first version, starts its newest version, unless
+-- p_exact says that it is a slug. A run_id that was used before for the same, of whatever version, is left as it is, so that
+-- a start whose commit was not heard of can be repeated; for something else it is refused (PN012).
 create or replace function pgflow.begin_runs(
-  p_name text, p_inputs jsonb[], p_run_ids uuid[], p_max_waves int, p_notify boolean
+  p_name text, p_inputs jsonb[], p_run_ids uuid[], p_max_waves int, p_notify boolean, p_exact boolean
 ) returns table (run_id uuid, created boolean)
 language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
-  v_flow text := pgflow.newest_version(p_name);
+  v_flow text := case when p_exact then (select f.flow_slug from pgflow.flows f where f.flow_slug = p_name)
+                      else pgflow.newest_version(p_name) end;
   v_steps int;
   v_ids uuid[];
   v_new uuid[];
@@ -50,7 +52,7 @@ begin
   if cardinality(v_new) is distinct from cardinality(v_ids) then
     select r.run_id into v_clash from unnest(v_ids, p_inputs) as i (id, input) join pgflow.runs r on r.run_id = i.id
     where r.input <> i.input or (r.flow_slug <> v_flow and r.flow_slug not in (
-      select f.flow_slug from pgflow.flows f where f.name = p_name)) limit 1;
+      select f.flow_slug from pgflow.flows f join pgflow.flows n on n.name = f.name where n.flow_slug = v_flow)) limit 1;
     if found then
       raise exception using errcode = 'PN012', message = format('run_id %s was used before with another flow or input', v_clash);
     end if;
@@ -84,10 +86,10 @@ end
 $$;
 
 create or replace function pgflow.start_flows(
-  p_flow_slug text, p_inputs jsonb[], p_run_ids uuid[] default null, p_notify boolean default true
+  p_flow_slug text, p_inputs jsonb[], p_run_ids uuid[] default null, p_notify boolean default true, p_exact boolean default false
 ) returns table (run_id uuid, created boolean)
 language sql set search_path = pg_catalog, pgflow as $$
-  select b.run_id, b.created from pgflow.begin_runs(p_flow_slug, p_inputs, p_run_ids, null, p_notify) b
+  select b.run_id, b.created from pgflow.begin_runs(p_flow_slug, p_inputs, p_run_ids, null, p_notify, p_exact) b
 $$;
 
 create or replace function pgflow.start_flow(flow_slug text, input jsonb, run_id uuid default null) returns setof pgflow.runs
@@ -97,7 +99,7 @@ declare
   v_run_id uuid;
 begin
   select b.run_id into v_run_id
-  from pgflow.begin_runs(start_flow.flow_slug, array[start_flow.input], array[start_flow.run_id], 50, true) b;
+  from pgflow.begin_runs(start_flow.flow_slug, array[start_flow.input], array[start_flow.run_id], 50, true, false) b;
   return query select r.* from pgflow.runs r where r.run_id = v_run_id;
 end
 $$;
