@@ -10,9 +10,9 @@ create or replace function pgflow.hold_steps(p_tasks pgflow.task_key[]) returns 
 language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
   return query
-    select st.* from (select distinct k.run_id, k.step_slug from unnest(p_tasks) k) h
-    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug
-    order by st.run_id, st.step_slug for no key update of st;
+    with named as materialized (select distinct k.run_id, k.step_slug from unnest(p_tasks) k order by 1, 2)
+    select st.* from named n cross join lateral (
+      select * from pgflow.step_states st where st.run_id = n.run_id and st.step_slug = n.step_slug for no key update) st;
 end
 $$;
 
@@ -114,6 +114,7 @@ $$;
 
 -- Plans are made while the tables are small, and kept while they grow. So the functions that begin a transaction forbid
 -- sequential scans, and a row is looked up by its whole key out of one materialized list, never by parts of it out of two.
+-- Where a plan could begin with a table that was small, and walk the list for each of its rows, the look-up is a lateral one.
 
 -- End the open tasks of runs, or of some of their steps; whoever works on one finds its completion refused.
 create or replace function pgflow.end_open_tasks(p_run_ids uuid[], p_step_slugs text[], p_error text) returns void

@@ -82,7 +82,7 @@ $$;
 -- messages: where somebody holds the run alone at this moment, the message is visible again at once.
 create or replace function pgflow.start_tasks(flow_slug text, msg_ids bigint[], worker_id uuid)
 returns setof pgflow.step_task_record
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   v_named pgflow.task_key[] := pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids);
@@ -99,18 +99,20 @@ begin
   end if;
   select array_agg(h.run_id), array_agg(h.run_id) filter (where h.status = 'started') into v_runs, v_live
   from (select r.run_id, r.status from pgflow.runs r
-        where r.run_id in (select k.run_id from unnest(v_named) k) for share skip locked) h;
+        where r.run_id = any (array(select distinct k.run_id from unnest(v_named) k)) for share skip locked) h;
   perform pgflow.set_vt_batch(pgflow.queue_of(start_tasks.flow_slug), array_agg(k.message_id), array_agg(0))
   from unnest(v_named) k where k.run_id <> all (coalesce(v_runs, '{}')) having count(*) > 0;
   with held as materialized (
-    select k.* from unnest(v_named) k
-    join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
-    where k.run_id = any (v_live) and t.status = 'queued' for no key update of t skip locked
+    select k.* from unnest(v_named) k cross join lateral (
+      select from pgflow.step_tasks t
+      where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index and t.status = 'queued'
+      for no key update skip locked) t
+    where k.run_id = any (v_live)
   ), free as materialized (
     select k.*, coalesce(s.opt_timeout, f.opt_timeout) as timeout from held k
-    join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
     join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
     join pgflow.flows f on f.flow_slug = k.flow_slug and f.paused_at is null
+    where (select st.status from pgflow.step_states st where st.run_id = k.run_id and st.step_slug = k.step_slug) = 'started'
   ), started as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
@@ -185,18 +187,20 @@ declare
 begin
   select array_agg(h.run_id), array_agg(h.run_id) filter (where h.status = 'started') into v_runs, v_live
   from (select r.run_id, r.status from pgflow.runs r
-        where r.run_id in (select pgflow.message_run_id(m) from unnest(p_messages) m) for share skip locked) h;
+        where r.run_id = any (array(select distinct pgflow.message_run_id(m) from unnest(p_messages) m)) for share skip locked) h;
   with live as materialized (
     select m.* from pgflow.read_messages(p_ids, p_messages) m where m.run_id = any (v_live)
   ), held as materialized (
-    select t.flow_slug, t.run_id, t.step_slug, t.task_index, m.message_id as id
-    from live m join pgflow.step_tasks t on t.run_id = m.run_id and t.step_slug = m.step_slug and t.task_index = m.task_index
-    where t.status = 'queued' and t.not_before is null for update of t skip locked
+    select t.flow_slug, m.run_id, m.step_slug, m.task_index, m.message_id as id
+    from live m cross join lateral (
+      select t.flow_slug from pgflow.step_tasks t
+      where t.run_id = m.run_id and t.step_slug = m.step_slug and t.task_index = m.task_index and t.status = 'queued'
+        and t.not_before is null for update skip locked) t
   ), free as materialized (
     select h.* from held h
-    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug and st.status = 'started'
     join pgflow.steps s on s.flow_slug = h.flow_slug and s.step_slug = h.step_slug and (s.handler is null or s.handler = any (p_handlers))
     join pgflow.flows f on f.flow_slug = h.flow_slug and f.paused_at is null
+    where (select st.status from pgflow.step_states st where st.run_id = h.run_id and st.step_slug = h.step_slug) = 'started'
       and coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) = p_queue
   ), claimed as (
     update pgflow.step_tasks t

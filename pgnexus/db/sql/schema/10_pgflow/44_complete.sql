@@ -113,25 +113,38 @@ $$;
 create or replace function pgflow.count_down(p_tasks pgflow.task_key[], out finished pgflow.step_key[], out late pgflow.task_key[])
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
-  v_states pgflow.step_states[];
+  v_runs uuid[] := array(select distinct k.run_id from unnest(p_tasks) k);
+  v_closed pgflow.step_key[];
+  v_unfinished pgflow.step_key[];
+  v_ended int[];
   v_live uuid[];
 begin
-  select array_agg(h) into v_states from pgflow.hold_steps(p_tasks) h;
-  with counts as (select k.run_id, k.step_slug, count(*)::int as ended from unnest(p_tasks) k group by 1, 2)
-  select array_agg(row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key) into finished
-  from unnest(v_states) st join counts c on c.run_id = st.run_id and c.step_slug = st.step_slug
-  where st.status = 'started' and st.remaining_tasks <= c.ended;
-  v_live := pgflow.hold_runs(array(select distinct k.run_id from unnest(p_tasks) k), finished is not null);
-  select array_agg(k) into late
-  from unnest(p_tasks) k left join unnest(v_states) st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
-  where st.run_id is null or k.run_id <> all (v_live);
-  if late is not null then
+  with counts as materialized (
+    select k.run_id, k.step_slug, count(*)::int as ended from unnest(p_tasks) k group by 1, 2 order by 1, 2
+  ), held as materialized (
+    select row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key as step, st.status, st.remaining_tasks, c.ended
+    from counts c cross join lateral (
+      select * from pgflow.step_states st where st.run_id = c.run_id and st.step_slug = c.step_slug for no key update) st
+  )
+  select array_agg(h.step) filter (where h.status = 'started' and h.remaining_tasks <= h.ended),
+         array_agg(h.step) filter (where h.status = 'started' and h.remaining_tasks > h.ended),
+         array_agg(h.ended) filter (where h.status = 'started' and h.remaining_tasks > h.ended),
+         array_agg(h.step) filter (where h.status <> 'started')
+  into finished, v_unfinished, v_ended, v_closed from held h;
+  v_live := pgflow.hold_runs(v_runs, finished is not null);
+  if v_closed is not null or cardinality(v_live) < cardinality(v_runs) then
+    select array_agg(k) into late from unnest(p_tasks) k
+    where k.run_id <> all (v_live)
+       or exists (select from unnest(v_closed) c where c.run_id = k.run_id and c.step_slug = k.step_slug);
     finished := (select array_agg(k) from unnest(finished) k where k.run_id = any (v_live));
   end if;
-  update pgflow.step_states st set remaining_tasks = st.remaining_tasks - c.ended
-  from (select k.run_id, k.step_slug, count(*)::int as ended from unnest(p_tasks) k group by 1, 2) c
-  where st.run_id = c.run_id and st.step_slug = c.step_slug and st.status = 'started' and st.remaining_tasks > c.ended
-    and st.run_id = any (v_live);
+  if v_unfinished is not null then
+    update pgflow.step_states st set remaining_tasks = st.remaining_tasks - u.ended
+    from (select k.run_id, k.step_slug, e.ended from unnest(v_unfinished) with ordinality as k (flow_slug, run_id, step_slug, n)
+          join unnest(v_ended) with ordinality as e (ended, n) on e.n = k.n
+          where k.run_id = any (v_live)) u
+    where st.run_id = u.run_id and st.step_slug = u.step_slug;
+  end if;
 end
 $$;
 
@@ -204,7 +217,7 @@ $$;
 -- goes.
 create or replace function pgflow.complete_task(run_id uuid, step_slug text, task_index int, output jsonb)
 returns setof pgflow.step_tasks
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   if pgflow.may_end(complete_task.run_id, complete_task.step_slug, complete_task.task_index) then

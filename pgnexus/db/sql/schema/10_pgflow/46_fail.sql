@@ -179,7 +179,7 @@ $$;
 -- Fail one task, whoever holds it; returns its row in any case.
 create or replace function pgflow.fail_task(run_id uuid, step_slug text, task_index int, error_message text)
 returns setof pgflow.step_tasks
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   if pgflow.may_end(fail_task.run_id, fail_task.step_slug, fail_task.task_index) then
