@@ -101,6 +101,16 @@ def output(number: int, answer: str) -> dict[str, list[int | str]]:
     return {"end": [total, number, number, f"yes {number}", answer]}
 
 
+slow = Flow("slow", base_delay=0)
+
+
+@slow.step
+async def wait(input: str, ctx: Context) -> int:
+    """The first attempt is over before the second, unless it was frozen."""
+    await asyncio.sleep(1 if ctx.attempt == 1 else 3)
+    return ctx.attempt
+
+
 blocking = Flow("blocking", base_delay=0, timeout=2)
 
 
