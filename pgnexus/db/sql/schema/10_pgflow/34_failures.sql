@@ -124,10 +124,10 @@ declare
 begin
   with open as (
     select t.run_id, t.step_slug, t.task_index
-    from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug)
-    join pgflow.step_tasks t on t.run_id = i.run_id and (i.step_slug is null or t.step_slug = i.step_slug)
-    where t.status in ('queued', 'started')
-    for update of t skip locked
+    from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug) cross join lateral (
+      select * from pgflow.step_tasks t
+      where t.run_id = i.run_id and (i.step_slug is null or t.step_slug = i.step_slug) and t.status in ('queued', 'started')
+      for update skip locked) t
   ), ended as (
     update pgflow.step_tasks t
     set status = 'failed', failed_at = clock_timestamp(), error_message = p_error, not_before = null, deferred_until = null
@@ -164,9 +164,9 @@ begin
   perform pgflow.end_open_tasks(p_run_ids, array_fill(null::text, array[cardinality(p_run_ids)]),
                                 case when p_cancelled then 'cancelled' else 'the run failed' end);
   with others as (
-    select st.run_id, st.step_slug, i.step_slug as culprit from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug)
-    join pgflow.step_states st on st.run_id = i.run_id
-    where st.status = 'started' for update of st skip locked
+    select st.run_id, st.step_slug, i.step_slug as culprit
+    from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug) cross join lateral (
+      select * from pgflow.step_states st where st.run_id = i.run_id and st.status = 'started' for update skip locked) st
   )
   update pgflow.step_states st
   set status = 'failed', failed_at = clock_timestamp(),

@@ -93,7 +93,7 @@ language sql set search_path = pg_catalog, pgflow as $$
 $$;
 
 create or replace function pgflow.start_flow(flow_slug text, input jsonb, run_id uuid default null) returns setof pgflow.runs
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   v_run_id uuid;
