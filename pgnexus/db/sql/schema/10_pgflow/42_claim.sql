@@ -143,7 +143,7 @@ $$;
 -- worker has, for flows that were built at run time; a task of another action is left for others.
 create or replace function pgflow.claim_tasks(p_queues text[], p_worker_id uuid, p_limit int, p_handlers text[] default null)
 returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_queue text;
   v_left int := p_limit;
