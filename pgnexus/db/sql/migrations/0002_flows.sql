@@ -2,7 +2,6 @@
 
 drop function pgflow.fail_runs(uuid[], text[], boolean);
 drop function pgflow.send_queued(text, uuid[]);
-drop function pgflow.send_due(text, int);
 drop function pgflow.recover_tasks(interval);
 
 alter table pgflow.flows
@@ -612,9 +611,9 @@ create or replace function pgflow.hold_steps(p_tasks pgflow.task_key[]) returns 
 language plpgsql set search_path = pg_catalog, pgflow as $$
 begin
   return query
-    select st.* from (select distinct k.run_id, k.step_slug from unnest(p_tasks) k) h
-    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug
-    order by st.run_id, st.step_slug for no key update of st;
+    with named as materialized (select distinct k.run_id, k.step_slug from unnest(p_tasks) k order by 1, 2)
+    select st.* from named n cross join lateral (
+      select * from pgflow.step_states st where st.run_id = n.run_id and st.step_slug = n.step_slug for no key update) st;
 end
 $$;
 
@@ -716,6 +715,7 @@ $$;
 
 -- Plans are made while the tables are small, and kept while they grow. So the functions that begin a transaction forbid
 -- sequential scans, and a row is looked up by its whole key out of one materialized list, never by parts of it out of two.
+-- Where a plan could begin with a table that was small, and walk the list for each of its rows, the look-up is a lateral one.
 
 -- End the open tasks of runs, or of some of their steps; whoever works on one finds its completion refused.
 create or replace function pgflow.end_open_tasks(p_run_ids uuid[], p_step_slugs text[], p_error text) returns void
@@ -725,10 +725,10 @@ declare
 begin
   with open as (
     select t.run_id, t.step_slug, t.task_index
-    from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug)
-    join pgflow.step_tasks t on t.run_id = i.run_id and (i.step_slug is null or t.step_slug = i.step_slug)
-    where t.status in ('queued', 'started')
-    for update of t skip locked
+    from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug) cross join lateral (
+      select * from pgflow.step_tasks t
+      where t.run_id = i.run_id and (i.step_slug is null or t.step_slug = i.step_slug) and t.status in ('queued', 'started')
+      for update skip locked) t
   ), ended as (
     update pgflow.step_tasks t
     set status = 'failed', failed_at = clock_timestamp(), error_message = p_error, not_before = null, deferred_until = null
@@ -765,9 +765,9 @@ begin
   perform pgflow.end_open_tasks(p_run_ids, array_fill(null::text, array[cardinality(p_run_ids)]),
                                 case when p_cancelled then 'cancelled' else 'the run failed' end);
   with others as (
-    select st.run_id, st.step_slug, i.step_slug as culprit from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug)
-    join pgflow.step_states st on st.run_id = i.run_id
-    where st.status = 'started' for update of st skip locked
+    select st.run_id, st.step_slug, i.step_slug as culprit
+    from unnest(p_run_ids, p_step_slugs) as i (run_id, step_slug) cross join lateral (
+      select * from pgflow.step_states st where st.run_id = i.run_id and st.status = 'started' for update skip locked) st
   )
   update pgflow.step_states st
   set status = 'failed', failed_at = clock_timestamp(),
@@ -1392,7 +1392,7 @@ language sql set search_path = pg_catalog, pgflow as $$
 $$;
 
 create or replace function pgflow.start_flow(flow_slug text, input jsonb, run_id uuid default null) returns setof pgflow.runs
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   v_run_id uuid;
@@ -1508,7 +1508,7 @@ $$;
 -- messages: where somebody holds the run alone at this moment, the message is visible again at once.
 create or replace function pgflow.start_tasks(flow_slug text, msg_ids bigint[], worker_id uuid)
 returns setof pgflow.step_task_record
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   v_named pgflow.task_key[] := pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids);
@@ -1525,18 +1525,20 @@ begin
   end if;
   select array_agg(h.run_id), array_agg(h.run_id) filter (where h.status = 'started') into v_runs, v_live
   from (select r.run_id, r.status from pgflow.runs r
-        where r.run_id in (select k.run_id from unnest(v_named) k) for share skip locked) h;
+        where r.run_id = any (array(select distinct k.run_id from unnest(v_named) k)) for share skip locked) h;
   perform pgflow.set_vt_batch(pgflow.queue_of(start_tasks.flow_slug), array_agg(k.message_id), array_agg(0))
   from unnest(v_named) k where k.run_id <> all (coalesce(v_runs, '{}')) having count(*) > 0;
   with held as materialized (
-    select k.* from unnest(v_named) k
-    join pgflow.step_tasks t on t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index
-    where k.run_id = any (v_live) and t.status = 'queued' for no key update of t skip locked
+    select k.* from unnest(v_named) k cross join lateral (
+      select from pgflow.step_tasks t
+      where t.run_id = k.run_id and t.step_slug = k.step_slug and t.task_index = k.task_index and t.status = 'queued'
+      for no key update skip locked) t
+    where k.run_id = any (v_live)
   ), free as materialized (
     select k.*, coalesce(s.opt_timeout, f.opt_timeout) as timeout from held k
-    join pgflow.step_states st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
     join pgflow.steps s on s.flow_slug = k.flow_slug and s.step_slug = k.step_slug
     join pgflow.flows f on f.flow_slug = k.flow_slug and f.paused_at is null
+    where (select st.status from pgflow.step_states st where st.run_id = k.run_id and st.step_slug = k.step_slug) = 'started'
   ), started as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(), last_worker_id = start_tasks.worker_id
@@ -1567,7 +1569,7 @@ $$;
 -- worker has, for flows that were built at run time; a task of another action is left for others.
 create or replace function pgflow.claim_tasks(p_queues text[], p_worker_id uuid, p_limit int, p_handlers text[] default null)
 returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_queue text;
   v_left int := p_limit;
@@ -1611,18 +1613,20 @@ declare
 begin
   select array_agg(h.run_id), array_agg(h.run_id) filter (where h.status = 'started') into v_runs, v_live
   from (select r.run_id, r.status from pgflow.runs r
-        where r.run_id in (select pgflow.message_run_id(m) from unnest(p_messages) m) for share skip locked) h;
+        where r.run_id = any (array(select distinct pgflow.message_run_id(m) from unnest(p_messages) m)) for share skip locked) h;
   with live as materialized (
     select m.* from pgflow.read_messages(p_ids, p_messages) m where m.run_id = any (v_live)
   ), held as materialized (
-    select t.flow_slug, t.run_id, t.step_slug, t.task_index, m.message_id as id
-    from live m join pgflow.step_tasks t on t.run_id = m.run_id and t.step_slug = m.step_slug and t.task_index = m.task_index
-    where t.status = 'queued' and t.not_before is null for update of t skip locked
+    select t.flow_slug, m.run_id, m.step_slug, m.task_index, m.message_id as id
+    from live m cross join lateral (
+      select t.flow_slug from pgflow.step_tasks t
+      where t.run_id = m.run_id and t.step_slug = m.step_slug and t.task_index = m.task_index and t.status = 'queued'
+        and t.not_before is null for update skip locked) t
   ), free as materialized (
     select h.* from held h
-    join pgflow.step_states st on st.run_id = h.run_id and st.step_slug = h.step_slug and st.status = 'started'
     join pgflow.steps s on s.flow_slug = h.flow_slug and s.step_slug = h.step_slug and (s.handler is null or s.handler = any (p_handlers))
     join pgflow.flows f on f.flow_slug = h.flow_slug and f.paused_at is null
+    where (select st.status from pgflow.step_states st where st.run_id = h.run_id and st.step_slug = h.step_slug) = 'started'
       and coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) = p_queue
   ), claimed as (
     update pgflow.step_tasks t
@@ -1825,25 +1829,38 @@ $$;
 create or replace function pgflow.count_down(p_tasks pgflow.task_key[], out finished pgflow.step_key[], out late pgflow.task_key[])
 language plpgsql set search_path = pg_catalog, pgflow as $$
 declare
-  v_states pgflow.step_states[];
+  v_runs uuid[] := array(select distinct k.run_id from unnest(p_tasks) k);
+  v_closed pgflow.step_key[];
+  v_unfinished pgflow.step_key[];
+  v_ended int[];
   v_live uuid[];
 begin
-  select array_agg(h) into v_states from pgflow.hold_steps(p_tasks) h;
-  with counts as (select k.run_id, k.step_slug, count(*)::int as ended from unnest(p_tasks) k group by 1, 2)
-  select array_agg(row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key) into finished
-  from unnest(v_states) st join counts c on c.run_id = st.run_id and c.step_slug = st.step_slug
-  where st.status = 'started' and st.remaining_tasks <= c.ended;
-  v_live := pgflow.hold_runs(array(select distinct k.run_id from unnest(p_tasks) k), finished is not null);
-  select array_agg(k) into late
-  from unnest(p_tasks) k left join unnest(v_states) st on st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started'
-  where st.run_id is null or k.run_id <> all (v_live);
-  if late is not null then
+  with counts as materialized (
+    select k.run_id, k.step_slug, count(*)::int as ended from unnest(p_tasks) k group by 1, 2 order by 1, 2
+  ), held as materialized (
+    select row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key as step, st.status, st.remaining_tasks, c.ended
+    from counts c cross join lateral (
+      select * from pgflow.step_states st where st.run_id = c.run_id and st.step_slug = c.step_slug for no key update) st
+  )
+  select array_agg(h.step) filter (where h.status = 'started' and h.remaining_tasks <= h.ended),
+         array_agg(h.step) filter (where h.status = 'started' and h.remaining_tasks > h.ended),
+         array_agg(h.ended) filter (where h.status = 'started' and h.remaining_tasks > h.ended),
+         array_agg(h.step) filter (where h.status <> 'started')
+  into finished, v_unfinished, v_ended, v_closed from held h;
+  v_live := pgflow.hold_runs(v_runs, finished is not null);
+  if v_closed is not null or cardinality(v_live) < cardinality(v_runs) then
+    select array_agg(k) into late from unnest(p_tasks) k
+    where k.run_id <> all (v_live)
+       or exists (select from unnest(v_closed) c where c.run_id = k.run_id and c.step_slug = k.step_slug);
     finished := (select array_agg(k) from unnest(finished) k where k.run_id = any (v_live));
   end if;
-  update pgflow.step_states st set remaining_tasks = st.remaining_tasks - c.ended
-  from (select k.run_id, k.step_slug, count(*)::int as ended from unnest(p_tasks) k group by 1, 2) c
-  where st.run_id = c.run_id and st.step_slug = c.step_slug and st.status = 'started' and st.remaining_tasks > c.ended
-    and st.run_id = any (v_live);
+  if v_unfinished is not null then
+    update pgflow.step_states st set remaining_tasks = st.remaining_tasks - u.ended
+    from (select k.run_id, k.step_slug, e.ended from unnest(v_unfinished) with ordinality as k (flow_slug, run_id, step_slug, n)
+          join unnest(v_ended) with ordinality as e (ended, n) on e.n = k.n
+          where k.run_id = any (v_live)) u
+    where st.run_id = u.run_id and st.step_slug = u.step_slug;
+  end if;
 end
 $$;
 
@@ -1855,7 +1872,7 @@ create or replace function pgflow.complete_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_outputs jsonb[],
   p_claim int default 0, p_handlers text[] default null, p_notify boolean default true, p_then jsonb[] default null
 ) returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_done pgflow.task_key[];
   v_late pgflow.task_key[];
@@ -1916,7 +1933,7 @@ $$;
 -- goes.
 create or replace function pgflow.complete_task(run_id uuid, step_slug text, task_index int, output jsonb)
 returns setof pgflow.step_tasks
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   if pgflow.may_end(complete_task.run_id, complete_task.step_slug, complete_task.task_index) then
@@ -2128,7 +2145,7 @@ $$;
 -- Fail one task, whoever holds it; returns its row in any case.
 create or replace function pgflow.fail_task(run_id uuid, step_slug text, task_index int, error_message text)
 returns setof pgflow.step_tasks
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   if pgflow.may_end(fail_task.run_id, fail_task.step_slug, fail_task.task_index) then
@@ -2375,7 +2392,7 @@ $$;
 --
 -- The row of the claimed task is fence and lock: whoever ends a task (completes, fails, releases, recovers,
 -- cancels) first changes that row where it is still started by this worker in this attempt, then the step
--- states, then the run. Everybody locks in that order. The fence is written as a CASE, so that the row is found by
+-- states, then the run. Everybody locks in that order, and batches in the order of their runs. The fence is written as a CASE, so that the row is found by
 -- its key: the index of a worker's started tasks is full of those it has ended.
 
 -- Start runs and claim their first task for the worker, without a detour through the flow's queue. A run_id
@@ -2577,7 +2594,7 @@ $$;
 
 -- Cancel a run; false when it had ended.
 create or replace function pgflow.cancel_run(run_id uuid) returns boolean
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 begin
   if exists (select from pgflow.runs r where r.run_id = cancel_run.run_id and r.flow_slug = 'llm_request_workflow') then
@@ -2594,7 +2611,7 @@ $$;
 -- Take a failed run up again from where it failed: what succeeded, and what was skipped, is kept; failed tasks have all
 -- their attempts before them. False when the run has not failed.
 create or replace function pgflow.retry_run(run_id uuid) returns boolean
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_flow text;
