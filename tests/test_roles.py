@@ -89,6 +89,7 @@ async def test_work_of_a_lost_worker_is_given_back(sides, nexus_url, db):
         lost := uuid4(),
     )
     await nexus.consumer.stop(0)
+    await nexus._recovery.stop()  # which would be as quick as the stranger
     handle = await service.enqueue("simple", "Hello")
     stranger = await Database.open(nexus_url)
     await sql(stranger, "select * from nexus.take_requests(%s, 10, 10)", lost)
