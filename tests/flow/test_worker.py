@@ -367,7 +367,7 @@ async def test_a_transactional_step_may_answer_later(database_url, db):
 
 async def test_the_context_knows_the_run(database_url, caplog):
     async def step(ctx: Context):
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger="pgnexus"):
             ctx.log.info("hello")
         return [str(ctx.run_id), ctx.step, ctx.attempt, await ctx.flow_input()]
 

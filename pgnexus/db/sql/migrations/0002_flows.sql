@@ -3367,3 +3367,20 @@ language sql stable security definer set search_path = pg_catalog, nexus_api as 
                      where coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) = takes_results.queue_name)
      and exists (select from pgmq.meta m where m.queue_name = takes_results.queue_name)
 $$;
+
+create or replace function nexus_api.queue_metrics()
+returns table (queue text, depth bigint, ready bigint, oldest_seconds int, archived bigint)
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select m.queue_name from pgmq.meta m order by m.queue_name
+  loop
+    return query execute format(
+      'select %L::text, q.queue_length, (select count(*) from pgmq.%I v where v.vt <= clock_timestamp()), q.oldest_msg_age_sec,
+              (select count(*) from pgmq.%I) from pgmq.metrics(%1$L) q',
+      v_queue, pgmq.format_table_name(v_queue, 'q'), pgmq.format_table_name(v_queue, 'a'));
+  end loop;
+end
+$$;

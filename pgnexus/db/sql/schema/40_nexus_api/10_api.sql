@@ -88,7 +88,8 @@ language sql stable security definer set search_path = pg_catalog, nexus_api as 
   order by 3 desc, 1, 2
 $$;
 
--- Depth of every queue of ours, age of its oldest message in seconds, and how many of them may be read now.
+-- Depth of every queue of ours, age of its oldest message in seconds, and how many of them may be read now: by the clock, and
+-- not by the start of this transaction, which may be older than what it sees.
 create function nexus_api.queue_metrics()
 returns table (queue text, depth bigint, ready bigint, oldest_seconds int, archived bigint)
 language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
@@ -99,9 +100,9 @@ begin
     select m.queue_name from pgmq.meta m order by m.queue_name
   loop
     return query execute format(
-      'select %L::text, q.queue_length, q.queue_visible_length, q.oldest_msg_age_sec,
+      'select %L::text, q.queue_length, (select count(*) from pgmq.%I v where v.vt <= clock_timestamp()), q.oldest_msg_age_sec,
               (select count(*) from pgmq.%I) from pgmq.metrics(%1$L) q',
-      v_queue, pgmq.format_table_name(v_queue, 'a'));
+      v_queue, pgmq.format_table_name(v_queue, 'q'), pgmq.format_table_name(v_queue, 'a'));
   end loop;
 end
 $$;
