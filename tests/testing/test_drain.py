@@ -14,10 +14,11 @@ from tests.system import fast, running, sql
 
 
 async def test_it_waits_for_what_runs_and_for_what_comes_of_it(database_url, db):
-    flow, go, ended = Flow("chain"), asyncio.Event(), []
+    flow, begun, go, ended = Flow("chain"), asyncio.Event(), asyncio.Event(), []
 
     @flow.step
     async def first(input: int) -> list[int]:
+        begun.set()
         await go.wait()
         return list(range(input))
 
@@ -28,6 +29,7 @@ async def test_it_waits_for_what_runs_and_for_what_comes_of_it(database_url, db)
 
     async with started(database_url, flow) as app:
         await app.executor.start(flow, 50)
+        await begun.wait()
         waiter = asyncio.ensure_future(drain(app.executor))
         with pytest.raises(TimeoutError, match=r"not idle within 0\.2 s: 1 tasks running"):
             await drain(db, timeout=0.2)
