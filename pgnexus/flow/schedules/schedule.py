@@ -17,7 +17,6 @@ from pgnexus.flow.schedules.cron import Cron
 from pgnexus.storable import check
 
 CatchUp = Literal["skip", "once", "all"]
-SCHEDULED_AT = "{scheduled_at}"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}")
 _SLUG = re.compile(r"(?!run$)[A-Za-z_][A-Za-z0-9_]{0,127}")
