@@ -37,6 +37,7 @@
         ├── BadAnswer             rubbish, or an answer cut short
         ├── AnswerTooLong         more than max_message_bytes: the next one would be as long
         ├── NoCandidate           no model and provider may be asked at all
+        ├── BudgetSpent           a budget of our own is spent; nobody was asked
         └── InternalFailure       a fault of our own code while it called; its log has the traceback
 
 Each class says with ``retryable`` whether the same request may succeed when it is sent again, and with
@@ -50,7 +51,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from pgnexus.messages import LLMResult
+    from pgnexus.messages import LLMResult, Usage
 
 
 class PgnexusError(Exception):
@@ -266,15 +267,23 @@ class ProviderError(PgnexusError):
     """One call to one vendor ended without a completion.
 
     ``retry_after`` is the wait in seconds that the vendor asked for, or None; ``status`` its HTTP
-    status, or None when there was none.
+    status, or None when there was none; ``usage`` what it counted for an answer that is of no use, or None.
     """
 
     type = "provider_error"
 
-    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        usage: Usage | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.usage = usage
 
 
 class AuthenticationFailed(ProviderError):
@@ -351,6 +360,12 @@ class NoCandidate(ProviderError):
     """No model and provider may be asked: unknown, or without a key; says which and what to do."""
 
     type = "model_unavailable"
+
+
+class BudgetSpent(ProviderError):
+    """A budget of the settings has no room for the call; nobody was asked. Names the scope."""
+
+    type = "quota_exceeded"
 
 
 class InternalFailure(ProviderError):

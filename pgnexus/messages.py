@@ -139,7 +139,7 @@ class LLMRequest(BaseModel):
     request_id: UUID
     messages: list[Message] = Field(min_length=1)
     task_type: str | None = Field(None, min_length=1, max_length=200)
-    complexity: Complexity | None = None
+    complexity: Complexity | Literal["auto"] | None = None
     model: str = Field("auto", min_length=1, max_length=300)
     provider: str = Field("auto", min_length=1, max_length=100)
     api_version: ApiVersion | None = None
@@ -158,6 +158,9 @@ class LLMRequest(BaseModel):
     response_format: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
     retry_of: UUID | None = None
+    stream: bool = False
+    cache: float | None = Field(None, gt=0)
+    single_flight: bool = False
 
     _tools_as_text = field_validator(
         "tools", mode="before", json_schema_input_type=str | list[dict[str, Any]] | None
@@ -189,7 +192,7 @@ class LLMRequest(BaseModel):
 
     @property
     def effective_complexity(self) -> Complexity:
-        return self.complexity or complexity_for(self.task_type)
+        return complexity_for(self.task_type) if self.complexity in (None, "auto") else self.complexity
 
     @property
     def has_images(self) -> bool:
@@ -214,12 +217,16 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 class Usage(BaseModel):
-    """Tokens; ``cached_tokens`` are among the prompt's."""
+    """Tokens; those read from the vendor's cache and those written to it are among the prompt's, those of reasoning
+    among the completion's.
+    """
 
     prompt_tokens: int = Field(0, ge=0)
     completion_tokens: int = Field(0, ge=0)
     total_tokens: int = Field(0, ge=0)
     cached_tokens: int = Field(0, ge=0)
+    cache_write_tokens: int = Field(0, ge=0)
+    reasoning_tokens: int = Field(0, ge=0)
 
 
 class ResultError(BaseModel):
@@ -236,8 +243,10 @@ Cost = Annotated[Decimal, PlainSerializer(lambda cost: format(cost, "f"), return
 class LLMResult(BaseModel):
     """The outcome of one request, as it travels on ``reply_to`` and as callers get it.
 
-    ``cost`` is in US dollars, None when the price is not known; ``latency_ms`` is milliseconds from the
-    moment a worker took the request up until its end.
+    ``cost`` is in US dollars, None when the price is not known, and ``estimated`` when a part of it is no vendor's
+    own figure; ``latency_ms`` is milliseconds from the moment a worker took the request up until its end.
+    ``cached`` says that the answer is one given before, ``shared`` that another request of the same words got it
+    at the same time.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -251,8 +260,11 @@ class LLMResult(BaseModel):
     provider: str | None = None
     usage: Usage = Field(default_factory=Usage)
     cost: Cost | None = None
+    estimated: bool = False
     latency_ms: int | None = None
     attempts: int = 0
+    cached: bool = False
+    shared: bool = False
     finish_reason: str | None = None
     error: ResultError | None = None
     timestamp: datetime | None = None

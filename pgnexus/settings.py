@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,21 +22,9 @@ from pydantic_settings import (
 )
 
 from pgnexus.errors import InvalidSettings
+from pgnexus.policy import BudgetSettings, LimitSettings, ModelSettings, ProviderSettings, RouteSettings
 
 CONFIG_FILE = "pgnexus.toml"
-
-
-class ProviderSettings(BaseModel):
-    """One vendor's row, laid over the built-in row of that name; a new name adds a vendor."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    base_url: str | None = Field(None, description="root of its OpenAI-compatible API, up to and with /v1")
-    api_key_env: str | None = Field(None, description="environment variable that holds its key")
-    needs_key: bool | None = Field(None, description="false for servers that ask for none")
-    models: list[str] = Field(default_factory=list, description="models to list beside the catalogue's")
-    timeout: float | None = Field(None, gt=0, description="seconds for one call, instead of provider_timeout")
-    enabled: bool = Field(True, description="false passes the provider over everywhere")
 
 
 class Settings(BaseSettings):
@@ -112,11 +100,35 @@ class Settings(BaseSettings):
     default_provider: str | None = Field(
         None, description="provider asked for everything, whatever the routes say (tests, gateways)"
     )
-    routes: dict[str, list[str]] = Field(
+    routes: dict[str, RouteSettings] = Field(
         default_factory=dict,
-        description='"complexity" or "complexity/task_type" to an ordered list of "provider/model", over the defaults',
+        description='"complexity", "complexity/task_type", "*/task_type", each also with "@agent", or "*@agent", to '
+        'a list of "provider/model" or a row, over the defaults',
     )
     providers: dict[str, ProviderSettings] = Field(default_factory=dict, description="rows by vendor name")
+    models: dict[str, ModelSettings] = Field(
+        default_factory=dict, description='what is known of models, by "provider/model"'
+    )
+
+    # limits and money
+    limits: dict[str, LimitSettings] = Field(default_factory=dict, description="rates, by scope")
+    budgets: dict[str, BudgetSettings] = Field(default_factory=dict, description="spending, by scope")
+    reserve_output_tokens: int = Field(
+        1024, ge=1, description="tokens of answer that are reserved for a request without max_tokens"
+    )
+    breaker_failures: int = Field(
+        5, ge=1, description="failures in a row after which a model at its provider is left alone"
+    )
+    breaker_seconds: float = Field(
+        10.0, gt=0, description="seconds until one call probes it again; doubled each time, 300 at most"
+    )
+
+    # streaming and watching
+    chunk_ttl: float = Field(600.0, gt=0, description="seconds for which the chunks of a stream are kept")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="port on which `up` serves Prometheus metrics; unset: none"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address on which it serves them")
 
     # flows
     flows: list[str] = Field(
@@ -135,17 +147,32 @@ class Settings(BaseSettings):
 
     @field_validator("routes")
     @classmethod
-    def _routes_can_be_taken(cls, routes: dict[str, list[str]]) -> dict[str, list[str]]:
-        for name, refs in routes.items():
-            complexity, slash, task_type = name.partition("/")
-            if complexity not in ("simple", "medium", "complex", "*") or (
-                (complexity == "*" or slash) and not task_type
+    def _routes_can_be_taken(cls, routes: dict[str, RouteSettings]) -> dict[str, RouteSettings]:
+        for name in routes:
+            rest, at, agent = name.partition("@")
+            complexity, slash, task_type = rest.partition("/")
+            if (
+                complexity not in ("simple", "medium", "complex", "*")
+                or (slash and not task_type)
+                or (at and not agent)
+                or rest == "*" and not agent
             ):
-                raise ValueError(f'"{name}" is no route: write "simple", "simple/TASK_TYPE" or "*/TASK_TYPE"')
-            for ref in refs:
-                if "/" not in ref:
-                    raise ValueError(f'{name}: "{ref}" must be written "provider/model"')
+                raise ValueError(
+                    f'"{name}" is no route: write "simple", "simple/TASK_TYPE" or "*/TASK_TYPE", '
+                    'each also with "@AGENT", or "*@AGENT"'
+                )
         return routes
+
+    @field_validator("limits", "budgets")
+    @classmethod
+    def _scopes_can_be_told(cls, rows: dict[str, Any]) -> dict[str, Any]:
+        for scope in rows:
+            kind, colon, name = scope.partition(":")
+            if not scope or (kind in ("agent", "key") and colon and not name) or scope == "key:*":
+                raise ValueError(
+                    f'"{scope}" is no scope: write "PROVIDER", "PROVIDER/MODEL", "agent:NAME", "agent:*" or "key:VARIABLE"'
+                )
+        return rows
 
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Settings:

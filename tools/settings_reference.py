@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from pgnexus import settings
 from pgnexus.providers.catalogue import catalogue
-from pgnexus.settings import ProviderSettings, Settings
+from pgnexus.policy import ProviderSettings
+from pgnexus.settings import Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 

@@ -101,14 +101,14 @@ class LLMRouter:
         self._selector = Selector(
             self._vendors,
             providers.keys(),
-            settings.routes,
+            {name: row.models for name, row in settings.routes.items()},
             local_model=settings.local_model,
             default_provider=settings.default_provider,
         )
 
     def _check_names(self, settings: Settings) -> None:
         """What the settings name must have a row; one that is switched off has."""
-        named = [(f"routes.{name}", ref) for name, refs in settings.routes.items() for ref in refs]
+        named = [(f"routes.{name}", ref) for name, row in settings.routes.items() for ref in row.models]
         if settings.default_provider is not None:
             named.append(("default_provider", settings.default_provider))
         for where, ref in named:

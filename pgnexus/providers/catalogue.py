@@ -14,7 +14,8 @@ from typing import Final
 
 from pgnexus.errors import InvalidSettings
 from pgnexus.messages import ApiVersion
-from pgnexus.settings import ProviderSettings, Settings
+from pgnexus.policy import ProviderSettings
+from pgnexus.settings import Settings
 
 LOCAL: Final = "local"
 LOCAL_MODEL: Final = "smollm2-135m-instruct"

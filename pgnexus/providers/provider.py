@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,16 +25,35 @@ class Completion:
     mended: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer as it comes: of its text, of its reasoning, or of its tool calls.
+
+    ``tool_calls`` have the form of chat completions' streams: each names its ``index``, and
+    ``function.arguments`` is the next piece of JSON text.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+
+
+OnDelta = Callable[[Delta], None]
+
+
 class Provider(Protocol):
     """One vendor's wire."""
 
     @property
     def name(self) -> str: ...
 
-    async def complete(self, request: LLMRequest, model: str, *, timeout: float) -> Completion:
+    async def complete(
+        self, request: LLMRequest, model: str, *, timeout: float, on_delta: OnDelta | None = None
+    ) -> Completion:
         """Ask ``model`` once, within ``timeout`` seconds; raises a `ProviderError`.
 
-        Cancelling the call closes its connection to the vendor.
+        With ``on_delta`` the answer is streamed, and each piece told as it comes; the completion is the whole all
+        the same, and an answer that breaks off raises. Cancelling the call closes its connection to the vendor.
         """
         ...
 

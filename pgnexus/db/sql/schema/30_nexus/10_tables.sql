@@ -22,6 +22,9 @@ create table nexus.attempts (
   completion_tokens bigint not null default 0,
   cached_tokens     bigint not null default 0,
   cost              numeric,
+  cache_write_tokens bigint not null default 0,
+  reasoning_tokens  bigint not null default 0,
+  estimated         boolean not null default false,
   primary key (request_id, attempt, call, instance_id),
   constraint amounts_are_nonnegative
     check (duration_ms >= 0 and prompt_tokens >= 0 and completion_tokens >= 0 and cached_tokens >= 0 and cost >= 0)
