@@ -25,9 +25,13 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
+from pgnexus.complexity import TASK_COMPLEXITY as TASK_COMPLEXITY
+from pgnexus.complexity import Complexity as Complexity
+from pgnexus.complexity import complexity_for as complexity_for
+from pgnexus.complexity import resolve_complexity
+
 WIRE_VERSION: Final = 1
 
-Complexity = Literal["simple", "medium", "complex"]
 Priority = Literal["interactive", "standard", "batch"]
 ApiVersion = Literal["chat_completions", "responses"]
 Status = Literal["success", "failed", "timeout", "cancelled"]
@@ -44,29 +48,6 @@ REQUESTS_CHANNEL: Final = "pgnexus_requests"
 RESULTS_CHANNEL: Final = "pgnexus_results"
 DONE_CHANNEL: Final = "pgnexus_done"
 CANCEL_CHANNEL: Final = "pgnexus_cancel"
-
-TASK_COMPLEXITY: Final[dict[str, Complexity]] = {
-    "classifier": "simple",
-    "parser": "simple",
-    "simple_chat": "simple",
-    "coder": "medium",
-    "decomposition": "medium",
-    "planning": "medium",
-    "chat": "medium",
-    "architect": "complex",
-    "code_generation": "complex",
-    "refactoring": "complex",
-    "qa": "complex",
-}
-
-
-def complexity_for(task_type: str | None) -> Complexity:
-    """The complexity of a task type; ``medium`` for unknown ones.
-
-    >>> complexity_for("architect"), complexity_for("poetry")
-    ('complex', 'medium')
-    """
-    return TASK_COMPLEXITY.get(task_type, "medium") if isinstance(task_type, str) else "medium"
 
 
 def new_request_id() -> UUID:
@@ -192,7 +173,8 @@ class LLMRequest(BaseModel):
 
     @property
     def effective_complexity(self) -> Complexity:
-        return complexity_for(self.task_type) if self.complexity in (None, "auto") else self.complexity
+        """The one that is asked for; for ``auto`` and for none the one that task type or messages stand for."""
+        return resolve_complexity(self.complexity, self.task_type, self.messages, tools=bool(self.tools))
 
     @property
     def has_images(self) -> bool:

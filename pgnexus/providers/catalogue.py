@@ -19,6 +19,7 @@ from pgnexus.settings import Settings
 
 LOCAL: Final = "local"
 LOCAL_MODEL: Final = "smollm2-135m-instruct"
+LOCAL_CONTEXT: Final = 4096  # each 1,000 tokens of a call's context take 23 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,12 @@ class Vendor:
     """False: asking for a model that is not in ``models`` is refused here, not there."""
     blind: tuple[str, ...] = ()
     """Patterns of its models that take no images."""
+    toolless: tuple[str, ...] = ()
+    """Patterns of its models that call no tools."""
+    schemaless: tuple[str, ...] = ()
+    """Patterns of its models that keep to no JSON schema."""
+    context_length: int | None = None
+    """Tokens that any of its models takes; None: it depends on the model."""
     responses_only: tuple[str, ...] = ()
     """Patterns of its models that speak no chat completions."""
     max_tokens_field: str = "max_tokens"
@@ -62,6 +69,16 @@ class Vendor:
     def sees(self, model: str) -> bool:
         return not _matches(model, self.blind)
 
+    def calls_tools(self, model: str) -> bool:
+        return not _matches(model, self.toolless)
+
+    def keeps_schema(self, model: str) -> bool:
+        return not _matches(model, self.schemaless)
+
+    def describes(self, model: str) -> bool:
+        """Whether its patterns were written with this model in mind, so that what they leave out it can do."""
+        return (self.name, model) in _DESCRIBED
+
     def speaks(self, model: str) -> tuple[ApiVersion, ...]:
         """The APIs through which the model can be asked, the usual one first."""
         return ("responses",) if _matches(model, self.responses_only) else self.apis
@@ -82,6 +99,8 @@ _BUILT_IN: Final = (
         models=("gpt-4o", "gpt-4o-mini", "gpt-5.3-codex", "gpt-5.4-mini", "gpt-6-luna", "gpt-6.1-sol"),
         serves=("gpt-*", "chatgpt-*", "codex-*", "o1*", "o3*", "o4*"),
         blind=("gpt-3.5*", "gpt-4", "gpt-4-0*", "gpt-oss*", "o1-mini*", "o3-mini*"),
+        toolless=("o1-mini*", "o1-preview*", "*-deep-research"),
+        schemaless=("gpt-3.5*", "gpt-4", "gpt-4-*", "gpt-4o-2024-05-13", "o1-mini*", "o1-preview*"),
         responses_only=("*codex*", "gpt-*-pro", "o1-pro*", "o3-pro*", "*-deep-research"),
         max_tokens_field="max_completion_tokens",
         developer_role=True,
@@ -130,6 +149,7 @@ _BUILT_IN: Final = (
         models=("deepseek-v4-flash", "deepseek-v4-pro"),
         serves=("deepseek-*",),
         blind=("*",),
+        schemaless=("*",),
     ),
     Vendor(
         "groq",
@@ -138,6 +158,7 @@ _BUILT_IN: Final = (
         price_id="groq",
         models=("openai/gpt-oss-120b", "openai/gpt-oss-20b", "llama-3.3-70b-versatile"),
         blind=("openai/gpt-oss-*", "llama-3*"),
+        schemaless=("llama-3*",),
     ),
     Vendor(
         "together",
@@ -166,8 +187,12 @@ _BUILT_IN: Final = (
         models=(LOCAL_MODEL,),
         serves_others=False,
         blind=("*",),
+        context_length=LOCAL_CONTEXT,
     ),
 )
+
+
+_DESCRIBED: Final = frozenset((vendor.name, model) for vendor in _BUILT_IN for model in vendor.models)
 
 
 def catalogue(settings: Settings) -> dict[str, Vendor]:

