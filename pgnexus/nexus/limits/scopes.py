@@ -1,0 +1,101 @@
+"""Nexus side, before each provider call: which limits and budgets of the settings it comes under."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from pydantic import BaseModel
+
+from pgnexus.nexus.attempt import Estimate
+from pgnexus.settings import Settings
+
+Family = Literal["rate", "slots", "budget"]
+
+_FAMILIES: Mapping[str, Family] = {
+    "requests_per_minute": "rate",
+    "tokens_per_minute": "rate",
+    "concurrent_calls": "slots",
+    "usd_per_day": "budget",
+    "usd_per_month": "budget",
+    "tokens_per_day": "budget",
+    "tokens_per_month": "budget",
+}
+_ONE = Decimal(1)
+_MOST_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rule:
+    """One amount of one scope: what calls that come under it may use together. One object for each."""
+
+    scope: str
+    kind: str
+    amount: Decimal
+    family: Family
+
+    def need(self, estimate: Estimate) -> Decimal | None:
+        """What a call takes from it; None where that is money and no price is known."""
+        if self.kind.startswith("usd"):
+            return estimate.cost
+        return Decimal(estimate.tokens) if self.kind.startswith("tokens") else _ONE
+
+    def used(self, tokens: int | None, cost: Decimal | None) -> Decimal | None:
+        """What a call has taken from it in the end; None when that is not known, or was clear before."""
+        if self.kind.startswith("usd"):
+            return cost
+        return Decimal(tokens) if self.kind.startswith("tokens") and tokens is not None else None
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.amount:f}"
+
+
+class Rules:
+    """The rules of the settings, by the scopes that a call belongs to."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._rows: dict[str, list[tuple[str, Decimal]]] = {}
+        for rows in (settings.limits, settings.budgets):
+            for scope, row in rows.items():
+                self._rows.setdefault(scope, []).extend(_amounts(row))
+        self._by_scope: dict[str, tuple[Rule, ...]] = {}
+        self._by_call: dict[tuple[str, str, str | None, str | None], tuple[Rule, ...]] = {}
+
+    def __bool__(self) -> bool:
+        return any(self._rows.values())
+
+    def of_call(self, provider: str, model: str, key: str | None, agent_id: str | None) -> tuple[Rule, ...]:
+        """The rules that one call comes under."""
+        call = (provider, model, key, agent_id)
+        if (found := self._by_call.get(call)) is None:
+            scopes = [provider, f"{provider}/{model}"]
+            if key is not None:
+                scopes.append(f"key:{key}")
+            if agent_id is not None:
+                scopes.append(f"agent:{agent_id}")
+            found = tuple(rule for scope in scopes for rule in self.of_scope(scope))
+            if len(self._by_call) >= _MOST_REMEMBERED:  # agents come and go
+                self._by_call.clear()
+            self._by_call[call] = found
+        return found
+
+    def of_scope(self, scope: str) -> tuple[Rule, ...]:
+        """The rules of one scope; an agent without a row of its own has those of ``agent:*``."""
+        if (found := self._by_scope.get(scope)) is None:
+            rows = self._rows.get(scope)
+            if rows is None and scope.startswith("agent:"):
+                rows = self._rows.get("agent:*")
+            found = tuple(Rule(scope, kind, amount, _FAMILIES[kind]) for kind, amount in rows or ())
+            self._by_scope[scope] = found
+        return found
+
+    def configured(self) -> Iterable[tuple[str, str, Decimal]]:
+        """(scope, kind, amount) of every row, as the settings have it."""
+        return ((scope, kind, amount) for scope, row in self._rows.items() for kind, amount in row)
+
+
+def _amounts(row: BaseModel) -> list[tuple[str, Decimal]]:
+    given = [(name, getattr(row, name)) for name in type(row).model_fields]
+    return [(name, Decimal(str(amount))) for name, amount in given if amount is not None]
