@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Unpack, get_args
 from uuid import UUID, uuid4
 
+from pgnexus import telemetry
 from pgnexus.caller.draft import Messages, Options, RequestDraft
 from pgnexus.caller.handle import RequestHandle
 from pgnexus.caller.progress import RequestProgress
@@ -95,10 +97,16 @@ class LLMService:
         """
         if connection is not None:
             raise InvalidRequest("connection: a call cannot wait inside a transaction; enqueue there instead")
-        draft = self._draft(complexity_or_model, messages, options)
-        await self._check_vision([draft])
-        with self._waiters.subscribe(draft.request_id) as future:
-            accepted = await self._worker.enqueue_llm_request(draft)
+        with telemetry.call(complexity_or_model, options) as watched:
+            return watched.arrived(await self._call(complexity_or_model, messages, options))
+
+    async def _call(self, complexity_or_model: str, messages: Messages, options: Options) -> LLMResult:
+        with ExitStack() as subscribed:
+            with telemetry.send(options):
+                draft = self._draft(complexity_or_model, messages, options)
+                await self._check_vision([draft])
+                future = subscribed.enter_context(self._waiters.subscribe(draft.request_id))
+                accepted = await self._worker.enqueue_llm_request(draft)
             if accepted.created:
                 self._expect(accepted)
                 return await self._await(draft.request_id, future, _patience(draft))
@@ -130,9 +138,10 @@ class LLMService:
         With ``connection`` (psycopg, asyncpg or SQLAlchemy) it joins the transaction open there: commit
         and the request is accepted, roll back and it never was.
         """
-        draft = self._draft(complexity_or_model, messages, options)
-        await self._check_vision([draft])
-        accepted = await self._worker.enqueue_llm_request(draft, connection=connection)
+        with telemetry.send(options):
+            draft = self._draft(complexity_or_model, messages, options)
+            await self._check_vision([draft])
+            accepted = await self._worker.enqueue_llm_request(draft, connection=connection)
         self._expect(accepted)
         return RequestHandle(self, accepted.request_id, created=accepted.created)
 
@@ -144,14 +153,16 @@ class LLMService:
         Each request is a mapping of ``messages``, ``complexity`` or ``model``, and options, which are laid over
         those given here.
         """
-        drafts = []
-        for number, request in enumerate(requests):
-            try:
-                drafts.append(self._draft(*_parts(options, request)))
-            except InvalidRequest as error:
-                raise InvalidRequest(f"requests[{number}]: {error}") from error
-        await self._check_vision(drafts)
-        accepted = await self._worker.enqueue_llm_requests(drafts, connection=connection)
+        with telemetry.send(options) as watched:
+            drafts = []
+            for number, request in enumerate(requests):
+                try:
+                    drafts.append(self._draft(*_parts(options, request)))
+                except InvalidRequest as error:
+                    raise InvalidRequest(f"requests[{number}]: {error}") from error
+            watched.set({"messaging.batch.message_count": len(drafts)})
+            await self._check_vision(drafts)
+            accepted = await self._worker.enqueue_llm_requests(drafts, connection=connection)
         for one in accepted:
             self._expect(one)
         return [RequestHandle(self, one.request_id, created=one.created) for one in accepted]
@@ -164,11 +175,11 @@ class LLMService:
         """Wait for a stored request's result; see `RequestHandle.result`. Raises `UnknownRequest`, too."""
         self._check_home()
         request_id = _uuid(request_id)
-        with self._waiters.subscribe(request_id) as future:
+        with telemetry.wait(request_id) as watched, self._waiters.subscribe(request_id) as future:
             stored = await self.job_result(request_id)
             if stored.ended:
-                return _successful(stored.to_result())
-            return await self._await(request_id, future, timeout)
+                return watched.arrived(_successful(stored.to_result()))
+            return watched.arrived(await self._await(request_id, future, timeout))
 
     async def job_result(self, request_id: UUID | str) -> JobResult:
         """The stored row of a request; raises `UnknownRequest`."""
