@@ -37,6 +37,7 @@ class Claim:
     attempt: int
     input: dict[str, Any] | str = field(repr=False)  # text: JSON that is nested too deep to be read
     expires_at: float | None  # by time.monotonic()
+    turn: str | None = None  # the scope in whose line it had waited, when its turn came
 
     def told(self, name: str) -> str | None:
         """A field of the request, if it is a text, also of one that is not valid."""
@@ -52,12 +53,13 @@ class Settlement:
     """How a claim ends; the fields are those of an item of nexus.settle."""
 
     claim: Claim
-    outcome: Literal["success", "failed", "retry", "release"]
+    outcome: Literal["success", "failed", "retry", "release", "park"]
     result: dict[str, Any] | None = None
     details: dict[str, Any] | None = None
     error: str | None = None
     delay: float = 0.0
     calls: tuple[Attempt, ...] = ()
+    scope: str | None = None  # of a park: what it waits for
 
     def to_item(self) -> str:
         """The JSON text for nexus.settle."""
@@ -70,10 +72,10 @@ class Settlement:
             "delay": self.delay,
             "calls": [_call(number, call) for number, call in enumerate(self.calls, 1)],
         }
-        for name in ("result", "details", "error"):
+        for name in ("result", "details", "error", "scope"):
             if (value := getattr(self, name)) is not None:
                 item[name] = value
-        for name in ("reply_to", "complexity", "task_type", "agent_id"):
+        for name in ("reply_to", "complexity", "task_type", "agent_id", "priority"):
             if (text := claim.told(name)) is not None:
                 item[name] = text
         return to_json(item, inf_nan_mode="null").decode()
