@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from uuid import UUID
 
+from pgnexus import telemetry
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.flow.registry import Registry
@@ -101,12 +102,16 @@ class QueueConsumer:
 
     def _begin(self, claim: Claim) -> None:
         fence = (claim.run_id, claim.attempt)
-        task = asyncio.create_task(self._run(claim, fence), name=f"request {claim.run_id}")
+        task = asyncio.create_task(self._watched(claim, fence), name=f"request {claim.run_id}")
         self._running[fence] = task
         self._calling.add(fence)
         task.add_done_callback(lambda _: self._ended(fence))
 
-    async def _run(self, claim: Claim, fence: _Fence) -> None:
+    async def _watched(self, claim: Claim, fence: _Fence) -> None:
+        with telemetry.request(claim.run_id, claim.attempt, claim.input) as watched:
+            await self._run(claim, fence, watched)
+
+    async def _run(self, claim: Claim, fence: _Fence, watched: telemetry.WatchedRequest) -> None:
         try:
             if claim.run_id in self._cancelled:  # while its claim was on its way here
                 settlement = self._workflow.cancelled(claim)
@@ -124,6 +129,7 @@ class QueueConsumer:
             settlement = self._workflow.broken(claim)
         finally:
             self._calling.discard(fence)
+        watched.settled(settlement.outcome, settlement.result or settlement.details)
         if not await self._settler.settle(settlement):
             log.info("request %s: attempt %d had been taken from this worker", claim.run_id, claim.attempt)
 
