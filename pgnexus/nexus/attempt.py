@@ -22,6 +22,14 @@ class Estimate:
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    def as_usage(self) -> Usage:
+        """For the books, where nothing better is known."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            total_tokens=self.tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Charge:
@@ -63,5 +71,6 @@ class Attempt:
     cost: Decimal | None
     retry_after: float | None = None
     number: int = 1
+    error: str | None = None
     estimated: bool = False
     charges: tuple[Charge, ...] = ()

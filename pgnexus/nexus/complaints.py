@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 
-from pgnexus.errors import AnswerTooLong, BadRequest, ContentFiltered, ContextTooLong, ProviderError
+from pgnexus.errors import (
+    AnswerTooLong,
+    BadRequest,
+    BudgetSpent,
+    ContentFiltered,
+    ContextTooLong,
+    InternalFailure,
+    ProviderError,
+)
 from pgnexus.nexus.selection import Candidate
 from pgnexus.providers.provider import Completion
 
 log = logging.getLogger(__name__)
 
-_REQUESTS_OWN = (
-    AnswerTooLong,
-    BadRequest,
-    ContentFiltered,
-    ContextTooLong,
-)  # they say nothing of the provider
+_REQUESTS_OWN = (AnswerTooLong, BadRequest, BudgetSpent, ContentFiltered, ContextTooLong, InternalFailure)
+
+
+def is_the_requests_own(error: ProviderError) -> bool:
+    """Whether the error is the fault of what was asked, so that it tells nothing of the vendor."""
+    return isinstance(error, _REQUESTS_OWN)
 
 
 class Complaints:
@@ -30,6 +38,6 @@ class Complaints:
             if known is not None:
                 del self._failing[candidate.provider]
                 log.warning("provider %s: answers again", candidate.provider)
-        elif not isinstance(answer, _REQUESTS_OWN) and known != answer.type:
+        elif not is_the_requests_own(answer) and known != answer.type:
             self._failing[candidate.provider] = answer.type
             log.warning("provider %s: %s: %s", candidate.provider, answer.type, answer)

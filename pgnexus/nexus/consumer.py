@@ -14,8 +14,10 @@ from pgnexus.db.listener import Listener
 from pgnexus.flow.registry import Registry
 from pgnexus.looper import Looper
 from pgnexus.messages import CANCEL_CHANNEL, REQUEST_QUEUES, REQUESTS_CHANNEL
+from pgnexus.nexus.attempt import Attempt
+from pgnexus.nexus.settlement import Claim
 from pgnexus.nexus.settler import Settler
-from pgnexus.nexus.workflow import Claim, LLMRequestWorkflow
+from pgnexus.nexus.workflow import LLMRequestWorkflow
 from pgnexus.settings import Settings
 from pgnexus.take_limit import TakeLimit
 
@@ -112,21 +114,20 @@ class QueueConsumer:
             await self._run(claim, fence, watched)
 
     async def _run(self, claim: Claim, fence: _Fence, watched: telemetry.WatchedRequest) -> None:
+        calls: list[Attempt] = []
         try:
             if claim.run_id in self._cancelled:  # while its claim was on its way here
-                settlement = self._workflow.cancelled(claim)
+                settlement = self._workflow.cancelled(claim, calls)
             else:
-                settlement = await self._workflow.run(claim)
+                settlement = await self._workflow.run(claim, calls)
         except asyncio.CancelledError:
             if claim.run_id in self._cancelled:
-                settlement = self._workflow.cancelled(claim)
-            elif self._draining:
-                settlement = self._workflow.release(claim)
-            else:
-                return  # lost to another worker
+                settlement = self._workflow.cancelled(claim, calls)
+            else:  # given back, or lost to another worker: then it is refused, and its calls are booked all the same
+                settlement = self._workflow.release(claim, calls)
         except Exception:
             log.exception("request %s: failed in our own code", claim.run_id)
-            settlement = self._workflow.broken(claim)
+            settlement = self._workflow.broken(claim, calls)
         finally:
             self._calling.discard(fence)
         watched.settled(settlement.outcome, settlement.result or settlement.details)

@@ -16,7 +16,8 @@ from pgnexus.db.database import Database
 from pgnexus.db.notifier import Notifier
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.messages import RESULTS_CHANNEL
-from pgnexus.nexus.workflow import LLMRequestWorkflow, Settlement
+from pgnexus.nexus.settlement import Settlement
+from pgnexus.nexus.workflow import LLMRequestWorkflow
 from pgnexus.portions import portions
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+select nexus.close_breaker(%(provider)s, %(model)s)

@@ -1,0 +1,1 @@
+select found, answer from nexus.look_up(%(request_id)s, %(key)s, %(flight)s)

@@ -1,0 +1,1 @@
+select nexus.probe_breaker(%(provider)s, %(model)s, %(seconds)s) as granted

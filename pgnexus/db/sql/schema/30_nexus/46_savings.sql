@@ -1,0 +1,117 @@
+-- Savings: answers given before, and requests of the same words that are under way. Both are asked for, by the request
+-- or by its route, and both are known by a key that holds everything that matters, the agent included where it does.
+
+-- keep_until null: only for requests that were there while it was made.
+create table nexus.answers (
+  key        bytea primary key,
+  answer     jsonb not null,
+  made_at    timestamptz not null default clock_timestamp(),
+  keep_until timestamptz,
+  gone_at    timestamptz not null
+);
+create index answers_by_end on nexus.answers (gone_at);
+
+-- Who is asking for all: the leader of a single flight. It leads until its run ends, whatever worker it is on.
+create table nexus.flights (
+  key        bytea primary key,
+  request_id uuid not null unique,
+  begun_at   timestamptz not null default clock_timestamp()
+);
+
+create function nexus.flight_scope(p_key bytea) returns text
+language sql immutable parallel safe as $$
+  select 'flight:' || encode(p_key, 'hex')
+$$;
+
+-- What there is for a request: an answer ('cached' when it was made before the request was taken up, else 'shared'), somebody
+-- who is asking for it already ('follow'), or nothing: then it leads the flight that p_flight asks for ('lead') or not ('none').
+create function nexus.look_up(p_request_id uuid, p_key bytea, p_flight boolean)
+returns table (found text, answer jsonb)
+language plpgsql set search_path = pg_catalog, nexus as $$
+#variable_conflict use_column
+declare
+  v_leader uuid;
+begin
+  select case when r.started_at < a.made_at then 'shared' else 'cached' end, a.answer into found, answer
+  from nexus.answers a join pgflow.runs r on r.run_id = p_request_id
+  where a.key = p_key and (a.keep_until > clock_timestamp() or r.started_at < a.made_at);
+  if not found then
+    found := 'none';
+    if p_flight then
+      insert into nexus.flights as f (key, request_id) values (p_key, p_request_id)
+      on conflict (key) do update set request_id = f.request_id  -- to read it, whoever wrote it and when
+      returning f.request_id into v_leader;
+      found := case when v_leader = p_request_id then 'lead' else 'follow' end;
+    end if;
+  end if;
+  return next;
+end
+$$;
+
+-- In T3, for items with a `saving` {key, ttl, answer}: keep the answer, for ttl seconds or for those who follow only, and end the flight.
+-- Without an answer (the leader failed) the first of the followers to be taken up leads on.
+create function nexus.save_answers(p_items jsonb[]) returns void
+language plpgsql set search_path = pg_catalog, nexus as $$
+declare
+  v_keys bytea[];
+begin
+  insert into nexus.answers as a (key, answer, keep_until, gone_at)
+  select distinct on (s.key) s.key, s.answer, clock_timestamp() + make_interval(secs => s.ttl),
+         clock_timestamp() + make_interval(secs => greatest(s.ttl, 600))
+  from (
+    select decode(i.item #>> '{saving,key}', 'hex') as key, i.item #> '{saving,answer}' as answer,
+           (i.item #>> '{saving,ttl}')::double precision as ttl
+    from unnest(p_items) as i (item)
+  ) s
+  where s.answer is not null
+  order by s.key
+  on conflict (key) do update
+    set answer = excluded.answer, made_at = excluded.made_at, keep_until = excluded.keep_until, gone_at = excluded.gone_at;
+  with ended as (
+    delete from nexus.flights f using (
+      select g.key from nexus.flights g
+      where g.request_id in (select (i.item ->> 'run_id')::uuid from unnest(p_items) as i (item))
+      order by g.key for update) e
+    where f.key = e.key returning f.key
+  )
+  select array_agg(ended.key) into v_keys from ended;
+  perform nexus.call_followers(v_keys);
+end
+$$;
+
+-- Tell the workers that those who follow may be taken up.
+create function nexus.call_followers(p_keys bytea[]) returns void
+language sql set search_path = pg_catalog, nexus as $$
+  select pg_notify('pgnexus_parked', nexus.flight_scope(k.key)) from unnest(p_keys) as k (key)
+$$;
+
+-- A leader whose run ends in any other way than by T3 (cancelled, its last worker lost) hands over.
+create function nexus.hand_over() returns trigger
+language plpgsql security definer set search_path = pg_catalog, nexus as $$
+declare
+  v_keys bytea[];
+begin
+  with ended as (delete from nexus.flights f where f.request_id = new.run_id returning f.key)
+  select array_agg(ended.key) into v_keys from ended;
+  perform nexus.call_followers(v_keys);
+  return null;
+end
+$$;
+
+create trigger hand_over
+  after update of status on pgflow.runs for each row
+  when (new.status = 'failed' and old.status <> 'failed' and new.flow_slug = 'llm_request_workflow')
+  execute function nexus.hand_over();
+
+-- Take away what nobody will be given any more; returns how many.
+create function nexus.prune_answers(p_limit int) returns int
+language plpgsql set search_path = pg_catalog, nexus as $$
+declare
+  v_count int;
+begin
+  delete from nexus.answers a where a.key in (
+    select b.key from nexus.answers b where b.gone_at < clock_timestamp() order by b.gone_at limit p_limit for update skip locked);
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;

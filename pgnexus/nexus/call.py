@@ -1,0 +1,191 @@
+"""Nexus side, inside the step `route_llm`: one call to one vendor, paid for whatever becomes of it.
+
+Before it its limits and budgets are reserved and it is noted as in flight; after it the attempt is noted, also when
+it was given up half-way: what a vendor may bill is in the books.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from pgnexus.errors import (
+    AnswerTooLong,
+    BadAnswer,
+    BudgetSpent,
+    InternalFailure,
+    ProviderError,
+    ProviderTimeout,
+)
+from pgnexus.messages import Usage
+from pgnexus.nexus.attempt import Attempt, Estimate
+from pgnexus.nexus.errand import Errand, Instruments
+from pgnexus.nexus.estimate import estimate
+from pgnexus.nexus.limits.permit import UNLIMITED, Ask, OverBudget, OverLimit, Permit
+from pgnexus.nexus.selection import Candidate
+from pgnexus.providers.prices import cost
+from pgnexus.providers.provider import Completion, Delta
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 2.0  # seconds; a longer wait is not spent in a worker's slot
+_MAY_BE_BILLED = (ProviderTimeout, BadAnswer, AnswerTooLong)  # though their tokens are not told
+
+Answer = Completion | ProviderError | OverLimit
+
+
+class Call:
+    """One call of one errand to one candidate."""
+
+    def __init__(self, instruments: Instruments, errand: Errand, candidate: Candidate) -> None:
+        self._with = instruments
+        self._errand = errand
+        self._candidate = candidate
+        self._vendor = instruments.vendors[candidate.provider]
+        self._clock = asyncio.get_running_loop().time
+        self._expected: Estimate | None = None
+        self._permit: Permit = UNLIMITED
+        self._started_at = datetime.now(UTC)
+        self._start = self._clock()
+        self._said = False
+
+    async def make(self) -> Answer:
+        """The completion, the vendor's refusal, or which limit has no room for the call."""
+        refusal = await self._admit()
+        if refusal is not None:
+            return refusal
+        timeout = min(self._vendor.timeout or self._with.settings.provider_timeout, self._left())
+        if timeout <= 0:
+            self._permit.cancel()
+            return ProviderTimeout(f"{self._candidate}: no time left to ask it")
+        self._started_at, self._start = datetime.now(UTC), self._clock()
+        try:
+            await self._reserve()
+            answer = await self._ask(timeout)
+        except asyncio.CancelledError:
+            self._note("cancelled", None, left_half_way=True)
+            raise
+        self._note_answer(answer)
+        return answer
+
+    def _estimate(self) -> Estimate:
+        if self._expected is None:
+            self._expected = estimate(
+                self._errand.request, self._vendor, self._candidate.model, self._with.settings
+            )
+        return self._expected
+
+    async def _admit(self) -> ProviderError | OverLimit | None:
+        """Reserve what limits and budgets have for the call; None when there is room."""
+        gate, request = self._with.gate, self._errand.request
+        if gate is None or not gate.limited:
+            return None
+        ask = Ask(
+            provider=self._candidate.provider,
+            model=self._candidate.model,
+            key=self._vendor.api_key_env[0] if self._vendor.api_key_env else None,
+            agent_id=request.agent_id,
+            priority=request.priority,
+            estimate=self._estimate(),
+        )
+        permit = await gate.admit(ask, patience=max(0.0, min(PATIENCE, self._left())))
+        if isinstance(permit, OverBudget):
+            return BudgetSpent(f"{self._candidate}: {permit.message}")
+        if isinstance(permit, OverLimit):
+            return permit
+        self._permit = permit
+        return None
+
+    async def _reserve(self) -> None:
+        """Note the call as in flight; one that a budget pays for begins when that is stored."""
+        reservations, errand = self._with.reservations, self._errand
+        if reservations is None:
+            return
+        number, charges = len(errand.calls) + 1, self._permit.charges
+        reservation = reservations.open(
+            errand.request.request_id, errand.attempt, number, self._candidate, self._estimate(), charges
+        )
+        if charges:
+            await reservation.stored()
+
+    async def _ask(self, timeout: float) -> Completion | ProviderError:
+        errand, candidate = self._errand, self._candidate
+        provider = self._with.providers[candidate.provider]
+        try:
+            if errand.on_delta is None:
+                return await provider.complete(errand.request, candidate.model, timeout=timeout)
+            return await provider.complete(
+                errand.request, candidate.model, timeout=timeout, on_delta=self._hear
+            )
+        except ProviderError as error:
+            return error
+        except Exception as error:
+            log.exception("request %s: %s failed in our own code", errand.request.request_id, candidate)
+            return InternalFailure(
+                f"{candidate}: {type(error).__name__} in pgnexus; its log has the traceback"
+            )
+
+    def _hear(self, delta: Delta) -> None:
+        assert self._errand.on_delta is not None
+        self._said = True
+        self._errand.on_delta(delta)
+
+    def _note_answer(self, answer: Completion | ProviderError) -> None:
+        if isinstance(answer, Completion):
+            self._note("success", answer.usage, model=answer.model)
+            return
+        if self._said and self._errand.on_discard is not None:
+            self._errand.on_discard()
+        billed = isinstance(answer, _MAY_BE_BILLED) and answer.status is None
+        self._note(
+            answer.type, answer.usage, left_half_way=billed, retry_after=answer.retry_after, error=str(answer)
+        )
+
+    def _note(
+        self,
+        outcome: str,
+        usage: Usage | None,
+        *,
+        model: str | None = None,
+        left_half_way: bool = False,
+        retry_after: float | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Put the call among the errand's; one left before its tokens were told is booked as estimated."""
+        estimated = usage is None and left_half_way
+        price: Decimal | None = None
+        if estimated:
+            expected = self._estimate()
+            usage, price = expected.as_usage(), expected.cost
+        elif usage is not None:
+            price = self._price(model or self._candidate.model, usage)
+        used = usage or Usage()
+        self._errand.calls.append(
+            Attempt(
+                self._candidate.provider,
+                self._candidate.model,
+                self._started_at,
+                round((self._clock() - self._start) * 1000),
+                outcome,
+                used,
+                price,
+                retry_after,
+                number=len(self._errand.calls) + 1,
+                error=error,
+                estimated=estimated,
+                charges=self._permit.settle(used.total_tokens, price),
+            )
+        )
+
+    def _price(self, model: str, usage: Usage) -> Decimal | None:
+        """By the name that the vendor gave, else by the one it was asked by."""
+        price = cost(self._vendor, model, usage)
+        if price is None and model != self._candidate.model:
+            price = cost(self._vendor, self._candidate.model, usage)
+        return price
+
+    def _left(self) -> float:
+        deadline = self._errand.deadline
+        return float("inf") if deadline is None else deadline - self._clock()

@@ -1,0 +1,49 @@
+"""Nexus side, words of the step `route_llm`: one request in one claim, and what its calls are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pgnexus.messages import LLMRequest
+from pgnexus.nexus.attempt import Attempt
+from pgnexus.nexus.breakers import Breakers
+from pgnexus.nexus.complaints import Complaints
+from pgnexus.nexus.limits.gate import Gate
+from pgnexus.providers.catalogue import Vendor
+from pgnexus.providers.provider import Delta, Provider
+from pgnexus.settings import Settings
+
+if TYPE_CHECKING:
+    from pgnexus.nexus.reservations import Reservations
+
+
+@dataclass(slots=True)
+class Errand:
+    """One request in one claim: what it asks, until when (by the loop's clock), and the calls made so far.
+
+    ``attempt`` counts how often the request was taken up. ``calls`` is filled as they end, so that whoever gives
+    the errand up half-way still has them. ``on_delta`` hears a streamed answer as it comes, ``on_discard`` that all
+    it heard is void.
+    """
+
+    request: LLMRequest
+    attempt: int = 1
+    deadline: float | None = None
+    calls: list[Attempt] = field(default_factory=list)
+    on_delta: Callable[[Delta], None] | None = None
+    on_discard: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """What calls are made with; the parts that work through the database are None where there is none."""
+
+    settings: Settings
+    providers: Mapping[str, Provider]
+    vendors: Mapping[str, Vendor]
+    complaints: Complaints
+    breakers: Breakers | None = None
+    gate: Gate | None = None
+    reservations: Reservations | None = None
