@@ -11,6 +11,7 @@ import logging
 from datetime import UTC, datetime
 from decimal import Decimal
 
+from pgnexus import telemetry
 from pgnexus.errors import (
     AnswerTooLong,
     BadAnswer,
@@ -26,7 +27,7 @@ from pgnexus.nexus.estimate import estimate
 from pgnexus.nexus.limits.permit import UNLIMITED, Ask, OverBudget, OverLimit, Permit
 from pgnexus.nexus.selection import Candidate
 from pgnexus.providers.prices import cost
-from pgnexus.providers.provider import Completion, Delta
+from pgnexus.providers.provider import Completion, Delta, OnDelta
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +61,26 @@ class Call:
         if timeout <= 0:
             self._permit.cancel()
             return ProviderTimeout(f"{self._candidate}: no time left to ask it")
+        request = self._errand.request
+        stream = self._errand.on_delta is not None
+        name, model, url = self._candidate.provider, self._candidate.model, self._vendor.base_url or None
+        with telemetry.provider_call(name, model, request=request, stream=stream, base_url=url) as watched:
+            return await self._made(timeout, watched)
+
+    async def _made(self, timeout: float, watched: telemetry.ProviderCall) -> Completion | ProviderError:
+        """The call itself, with everything noted that is to be known of it."""
         self._started_at, self._start = datetime.now(UTC), self._clock()
+        answer: Completion | ProviderError | None = None
         try:
             await self._reserve()
-            answer = await self._ask(timeout)
-        except asyncio.CancelledError:
-            self._note("cancelled", None, left_half_way=True)
-            raise
-        self._note_answer(answer)
-        return answer
+            answer = await self._ask(timeout, watched)
+            return answer
+        finally:
+            attempt = self._attempt(answer)
+            self._errand.calls.append(attempt)
+            if not isinstance(answer, Completion) and self._said and self._errand.on_discard is not None:
+                self._errand.on_discard()
+            self._tell(watched, attempt, answer)
 
     def _estimate(self) -> Estimate:
         if self._expected is None:
@@ -110,15 +122,14 @@ class Call:
         if charges:
             await reservation.stored()
 
-    async def _ask(self, timeout: float) -> Completion | ProviderError:
+    async def _ask(self, timeout: float, watched: telemetry.ProviderCall) -> Completion | ProviderError:
         errand, candidate = self._errand, self._candidate
         provider = self._with.providers[candidate.provider]
         try:
             if errand.on_delta is None:
                 return await provider.complete(errand.request, candidate.model, timeout=timeout)
-            return await provider.complete(
-                errand.request, candidate.model, timeout=timeout, on_delta=self._hear
-            )
+            hear = self._hearing(errand.on_delta, watched)
+            return await provider.complete(errand.request, candidate.model, timeout=timeout, on_delta=hear)
         except ProviderError as error:
             return error
         except Exception as error:
@@ -127,56 +138,59 @@ class Call:
                 f"{candidate}: {type(error).__name__} in pgnexus; its log has the traceback"
             )
 
-    def _hear(self, delta: Delta) -> None:
-        assert self._errand.on_delta is not None
-        self._said = True
-        self._errand.on_delta(delta)
+    def _hearing(self, on_delta: OnDelta, watched: telemetry.ProviderCall) -> OnDelta:
+        def hear(delta: Delta) -> None:
+            if not self._said:
+                self._said = True
+                watched.first_token()
+            on_delta(delta)
 
-    def _note_answer(self, answer: Completion | ProviderError) -> None:
-        if isinstance(answer, Completion):
-            self._note("success", answer.usage, model=answer.model)
-            return
-        if self._said and self._errand.on_discard is not None:
-            self._errand.on_discard()
-        billed = isinstance(answer, _MAY_BE_BILLED) and answer.status is None
-        self._note(
-            answer.type, answer.usage, left_half_way=billed, retry_after=answer.retry_after, error=str(answer)
+        return hear
+
+    def _attempt(self, answer: Completion | ProviderError | None) -> Attempt:
+        """For the books; a call that may have been billed, though nobody told for what, at what was set aside.
+
+        None stands for a call that was given up.
+        """
+        refusal = answer if isinstance(answer, ProviderError) else None
+        usage = None if answer is None else answer.usage
+        left = answer is None or (isinstance(refusal, _MAY_BE_BILLED) and refusal.status is None)
+        estimated = usage is None and left
+        if estimated:
+            usage, price = self._estimate().as_usage(), self._estimate().cost
+        elif usage is not None:
+            answered = answer.model if isinstance(answer, Completion) else self._candidate.model
+            price = self._price(answered, usage)
+        else:
+            usage, price = Usage(), None
+        return Attempt(
+            self._candidate.provider,
+            self._candidate.model,
+            self._started_at,
+            round((self._clock() - self._start) * 1000),
+            "cancelled" if answer is None else "success" if refusal is None else refusal.type,
+            usage,
+            price,
+            retry_after=None if refusal is None else refusal.retry_after,
+            number=len(self._errand.calls) + 1,
+            error=None if refusal is None else str(refusal),
+            estimated=estimated,
+            charges=self._permit.settle(usage.total_tokens, price),
         )
 
-    def _note(
-        self,
-        outcome: str,
-        usage: Usage | None,
-        *,
-        model: str | None = None,
-        left_half_way: bool = False,
-        retry_after: float | None = None,
-        error: str | None = None,
+    @staticmethod
+    def _tell(
+        watched: telemetry.ProviderCall, attempt: Attempt, answer: Completion | ProviderError | None
     ) -> None:
-        """Put the call among the errand's; one left before its tokens were told is booked as estimated."""
-        estimated = usage is None and left_half_way
-        price: Decimal | None = None
-        if estimated:
-            expected = self._estimate()
-            usage, price = expected.as_usage(), expected.cost
-        elif usage is not None:
-            price = self._price(model or self._candidate.model, usage)
-        used = usage or Usage()
-        self._errand.calls.append(
-            Attempt(
-                self._candidate.provider,
-                self._candidate.model,
-                self._started_at,
-                round((self._clock() - self._start) * 1000),
-                outcome,
-                used,
-                price,
-                retry_after,
-                number=len(self._errand.calls) + 1,
-                error=error,
-                estimated=estimated,
-                charges=self._permit.settle(used.total_tokens, price),
-            )
+        whole = answer if isinstance(answer, Completion) else None
+        watched.ended(
+            attempt.outcome,
+            usage=attempt.usage,
+            cost=attempt.cost,
+            response_model=None if whole is None else whole.model,
+            finish_reason=None if whole is None else whole.finish_reason,
+            status=answer.status if isinstance(answer, ProviderError) else None,
+            estimated=attempt.estimated,
         )
 
     def _price(self, model: str, usage: Usage) -> Decimal | None:

@@ -25,6 +25,7 @@ from pgnexus.nexus.selection import Selection
 from pgnexus.nexus.settlement import Claim, Settlement, failed, succeeded, timed_out
 from pgnexus.providers.provider import Delta
 from pgnexus.settings import Settings
+from pgnexus.telemetry import METERS
 
 if TYPE_CHECKING:
     from pgnexus.nexus.chunks import ChunkStream, ChunkWriter
@@ -138,6 +139,7 @@ class LLMRequestWorkflow:
 
     async def _given_again(self, claim: Claim, request: LLMRequest, found: Found) -> RouteOutcome:
         """An answer that was kept; a stream gets it in one piece."""
+        METERS.saved.add(found.how)
         stream = self._stream(request, claim.attempt)
         if stream is not None:
             stream.put(Delta(text=found.completion.text or ""))
