@@ -1,0 +1,108 @@
+-- What one can see while it happens: for `pgnexus top`, every second, and for the metrics of `pgnexus up`. Nothing here
+-- reads a whole table: what may be long is counted up to 10,000, the books are read by their index of time.
+
+-- How much lies on every queue. Past 10,000 messages the depth is the range of their numbers, which is what it is on a queue
+-- that is emptied from its front, and ready what it was counted to.
+create function nexus_api.watch_queues()
+returns table (queue text, depth bigint, ready bigint, oldest_seconds double precision)
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+declare
+  v_queue text;
+begin
+  for v_queue in select m.queue_name from pgmq.meta m order by m.queue_name limit 200 loop
+    return query execute format(
+      'select %L::text,
+              case when c.depth <= 10000 then c.depth
+                   else greatest(c.depth, (select max(q.msg_id) - min(q.msg_id) + 1 from pgmq.%I q)) end,
+              (select count(*) from (select from pgmq.%2$I q where q.vt <= $1 limit 10000) r),
+              (select extract(epoch from $1 - q.enqueued_at)::double precision from pgmq.%2$I q order by q.msg_id limit 1)
+       from (select count(*) as depth from (select from pgmq.%2$I q limit 10001) l) c',
+      v_queue, pgmq.format_table_name(v_queue, 'q')) using clock_timestamp();
+  end loop;
+end
+$$;
+
+-- What waits in line for which limit; all single flights are one line.
+create function nexus_api.watch_parked() returns table (scope text, requests bigint, oldest_seconds double precision)
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+declare
+  v_now constant timestamptz := clock_timestamp();
+  v_scope text collate "C" := '';
+begin
+  for n in 1 .. 100 loop
+    select p.scope into v_scope from nexus.parked p where p.scope > v_scope order by p.scope limit 1;
+    exit when v_scope is null;
+    if v_scope like 'flight:%' then
+      v_scope := 'flight;';  -- what sorts behind them all
+      return query
+        select 'flight'::text, count(*), extract(epoch from v_now - min(f.since))::double precision
+        from (select p.since from nexus.parked p where p.scope >= 'flight:' and p.scope < 'flight;' limit 10000) f;
+    else
+      return query
+        select v_scope::text, count(*), extract(epoch from v_now - min(f.since))::double precision
+        from (select p.since from nexus.parked p where p.scope = v_scope limit 10000) f;
+    end if;
+  end loop;
+end
+$$;
+
+-- The provider calls that ended in the last p_window, by model: how many, how many failed how, tokens, cost, latency.
+-- The first row, of no provider, is all of them together.
+create function nexus_api.watch_calls(p_window interval)
+returns table (provider text, model text, calls bigint, failures jsonb, tokens bigint, cost numeric, p50_ms double precision,
+               p95_ms double precision)
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+#variable_conflict use_column
+declare
+  -- no volatile function: the index of time would not be used
+  v_since constant timestamptz := clock_timestamp() - p_window;
+  v_started constant timestamptz := v_since - interval '5 minutes';
+begin
+  return query
+    with ended as materialized (
+      select a.provider, a.model, a.outcome, a.duration_ms, a.prompt_tokens + a.completion_tokens as tokens, a.cost
+      from nexus.attempts a
+      where a.started_at > v_started and a.started_at + a.duration_ms * interval '1 millisecond' > v_since
+    ), failed as (
+      select f.provider, f.model, f.outcome, count(*) as calls from ended f where f.outcome <> 'success' group by 1, 2, 3
+    )
+    select e.provider, e.model, count(*),
+           (select coalesce(jsonb_object_agg(o.outcome, o.calls), '{}')
+            from (select f.outcome, sum(f.calls) as calls from failed f
+                  where e.provider is null or f.provider = e.provider and f.model = e.model group by 1) o),
+           coalesce(sum(e.tokens), 0)::bigint, sum(e.cost),
+           percentile_cont(0.5) within group (order by e.duration_ms),
+           percentile_cont(0.95) within group (order by e.duration_ms)
+    from ended e
+    group by grouping sets ((), (e.provider, e.model))
+    order by e.provider nulls first, 3 desc
+    limit 200;
+end
+$$;
+
+-- What calls that began since then have cost, in US dollars, their tokens, and how many used tokens at a price that is not known.
+create function nexus_api.spent(p_since timestamptz) returns table (cost numeric, tokens bigint, unpriced bigint)
+language sql stable security definer set search_path = pg_catalog, nexus_api as $$
+  select coalesce(sum(a.cost), 0), coalesce(sum(a.prompt_tokens + a.completion_tokens), 0)::bigint,
+         count(*) filter (where a.cost is null and a.prompt_tokens + a.completion_tokens > 0)
+  from nexus.attempts a where a.started_at >= p_since
+$$;
+
+-- All that is to be seen now. p_lease is for instances that told no lease.
+create function nexus_api.watch(p_lease interval, p_window interval) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+begin
+  return jsonb_build_object(
+    'at', clock_timestamp(),
+    'window', extract(epoch from p_window),
+    'queues', (select coalesce(jsonb_agg(to_jsonb(q)), '[]') from nexus_api.watch_queues() q),
+    'parked', (select coalesce(jsonb_agg(to_jsonb(p)), '[]') from nexus_api.watch_parked() p),
+    'calls', (select coalesce(jsonb_agg(to_jsonb(c)), '[]') from nexus_api.watch_calls(p_window) c),
+    'breakers', (select coalesce(jsonb_agg(to_jsonb(b)), '[]') from nexus_api.breakers() b),
+    'in_flight', (select count(*) from pgflow.step_tasks t
+                  where t.status = 'started' and t.flow_slug = 'llm_request_workflow'),
+    'waiting_for_retry', (select count(*) from (
+      select from pgflow.step_tasks t where t.not_before < 'infinity' and t.flow_slug = 'llm_request_workflow' limit 10000) w),
+    'instances', nexus_api.live_instances(p_lease));
+end
+$$;
