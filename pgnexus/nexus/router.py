@@ -14,7 +14,15 @@ from pgnexus.nexus.errand import Errand, Instruments
 from pgnexus.nexus.journey import Journey
 from pgnexus.nexus.limits.gate import Gate
 from pgnexus.nexus.outcome import RouteOutcome
-from pgnexus.nexus.selection import Candidate, Needs, Selection, Selector
+from pgnexus.nexus.selection import (
+    Candidate,
+    Conditions,
+    Explanation,
+    Needs,
+    Selection,
+    Selector,
+    Wanted,
+)
 from pgnexus.providers.catalogue import LOCAL, catalogue
 from pgnexus.providers.provider import Provider
 from pgnexus.settings import Settings
@@ -41,13 +49,9 @@ class LLMRouter:
         self._instruments = Instruments(
             settings, providers, self._vendors, Complaints(), breakers, gate, reservations
         )
-        self._selector = Selector(
-            self._vendors,
-            providers.keys(),
-            {name: row.models for name, row in settings.routes.items()},
-            local_model=settings.local_model,
-            default_provider=settings.default_provider,
-        )
+        self._selector = Selector(settings, self._vendors, providers.keys())
+        self.conditions: Conditions = {}
+        """How the candidates do, for the routes that order by it; whoever watches that sets it."""
 
     def _check_names(self, settings: Settings) -> None:
         """What the settings name must have a row; one that is switched off has."""
@@ -65,17 +69,29 @@ class LLMRouter:
         complexity: Complexity,
         task_type: str | None = None,
         *,
+        agent_id: str | None = None,
         model: str = "auto",
         provider: str = "auto",
         needs_vision: bool = False,
+        needs_tools: bool = False,
+        needs_json_schema: bool = False,
+        prompt_tokens: int = 0,
         api_version: ApiVersion | None = None,
+        conditions: Conditions | None = None,
     ) -> list[Candidate]:
         """The candidates in the order in which they are asked; empty when there is none. Pure.
 
         A model or provider that is named is never replaced: without a key for it there is no candidate.
+        ``prompt_tokens`` are what the prompt has at the least, ``conditions`` how the candidates do at the moment.
         """
-        needs = Needs(vision=needs_vision, api=api_version)
-        return list(self._selector.select(complexity, task_type, model, provider, needs).candidates)
+        needs = Needs(needs_vision, api_version, needs_tools, needs_json_schema, prompt_tokens)
+        wanted = Wanted(complexity, task_type, agent_id, model, provider, needs)
+        return list(self._selector.select(wanted, conditions or {}).candidates)
+
+    def explain(self, wanted: Wanted, conditions: Conditions | None = None) -> Explanation:
+        """Which models would be asked in which order, and why each one is where it is, or out."""
+        unready = {name: why for name in self._vendors if (why := self._why_unusable(name))}
+        return self._selector.explain(wanted, conditions or self.conditions, unready)
 
     def available_models(self) -> list[ModelInfo]:
         """Every model of the catalogue and the settings, and whether it can be asked now."""
@@ -99,10 +115,12 @@ class LLMRouter:
 
     def selection(self, request: LLMRequest) -> Selection:
         """The candidates of a request, or why there are none."""
-        needs = Needs(vision=request.has_images, api=request.api_version)
-        return self._selector.select(
-            request.effective_complexity, request.task_type, request.model, request.provider, needs
-        )
+        return self._selector.select(Wanted.by(request), self.conditions)
+
+    @property
+    def by_standing(self) -> bool:
+        """Whether a route orders by latency or success rate, so that `conditions` has to be kept."""
+        return self._selector.by_standing
 
     def _why_unusable(self, name: str) -> str | None:
         reason = self._selector.why_unusable(name)

@@ -60,8 +60,8 @@ class TestChoosing:
     def test_every_default_route_names_a_vendor_and_a_model_with_a_price(self):
         vendors = catalogue(Settings())
         used = Usage(prompt_tokens=10, completion_tokens=1, total_tokens=11)
-        for refs in DEFAULT_ROUTES.values():
-            for ref in refs:
+        for row in DEFAULT_ROUTES.values():
+            for ref in row.models:
                 vendor, model = ref.split("/", 1)
                 assert cost(vendors[vendor], model, used) is not None, ref
 
