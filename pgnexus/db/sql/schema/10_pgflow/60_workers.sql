@@ -107,10 +107,11 @@ create or replace function pgflow.send_due_tasks(p_limit int default 1000) retur
 language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
 declare
   v_due pgflow.task_key[];
+  v_now timestamptz := clock_timestamp();  -- called in the query, it would keep the index from being searched by it
 begin
   with due as (
     select t.run_id, t.step_slug, t.task_index from pgflow.step_tasks t
-    where t.not_before <= clock_timestamp()
+    where t.not_before <= v_now
     order by t.not_before limit p_limit
     for update skip locked
   ), moved as (
@@ -124,7 +125,7 @@ begin
   return query
     select coalesce(cardinality(v_due), 0),
            (select greatest(extract(epoch from t.not_before - clock_timestamp()), 0)::double precision
-            from pgflow.step_tasks t where t.not_before is not null order by t.not_before limit 1);
+            from pgflow.step_tasks t where t.not_before < 'infinity' order by t.not_before limit 1);
 end
 $$;
 

@@ -43,6 +43,7 @@ declare
   v_details jsonb;
   v_attempts int;
 begin
+  delete from nexus.parked p where p.run_id = new.run_id;  -- its turn will not come
   select t.error_message, t.output, t.attempts_count into v_error, v_details, v_attempts
   from pgflow.step_tasks t where t.run_id = new.run_id and t.status = 'failed'
   order by t.failed_at desc limit 1;

@@ -5,6 +5,7 @@
 --   failed   fail the run; details is laid over the failure that is published
 --   retry    put it back for a later attempt, after delay seconds
 --   release  put it back at once; counts no attempt
+--   park     put it back until its turn in the line of scope; counts no attempt that called no provider
 -- and calls are rows of nexus.attempts, booked whatever becomes of the rest.
 -- Returns the runs that were settled; those that are missing had been taken from this worker.
 create function nexus.settle(p_worker_id uuid, p_items jsonb[], p_notify boolean default true) returns setof uuid
@@ -55,6 +56,12 @@ begin
       array(select i.item ->> 'error' from unnest(p_items) with ordinality as i (item, n) order by i.n),
       array(select nexus.count_calls(i.item -> 'details', i.run_id, i.attempt)
             from unnest(p_runs, p_attempts, p_items) with ordinality as i (run_id, attempt, item, n) order by i.n)));
+  elsif p_outcome = 'park' then
+    v_done := array(select nexus.park(
+      p_worker_id, array_agg(i.run_id), array_agg(i.step), array_agg(i.attempt), array_agg(i.item ->> 'scope'),
+      array_agg(i.item ->> 'priority'), array_agg(i.item ->> 'agent_id'),
+      array_agg(coalesce(jsonb_array_length(i.item -> 'calls') > 0, false)))
+      from unnest(p_runs, p_steps, p_attempts, p_items) as i (run_id, step, attempt, item));
   else
     v_done := array(select pgflow.return_chains(
       'llm_request_workflow', p_worker_id, p_runs, p_steps, p_attempts,

@@ -115,7 +115,7 @@ returns table (in_flight bigint, waiting_for_retry bigint, instances int, calls 
                p99_ms double precision)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
   select (select count(*) from pgflow.step_tasks t where t.status = 'started' and t.flow_slug = 'llm_request_workflow'),
-         (select count(*) from pgflow.step_tasks t where t.not_before is not null and t.flow_slug = 'llm_request_workflow'),
+         (select count(*) from pgflow.step_tasks t where t.not_before < 'infinity' and t.flow_slug = 'llm_request_workflow'),
          nexus_api.live_instances(p_lease), count(*), count(*) / extract(epoch from p_window)::double precision,
          count(*) filter (where a.outcome <> 'success'),
          (select coalesce(jsonb_object_agg(f.name, f.calls), '{}')

@@ -1,0 +1,1 @@
+select scope from nexus.parked_scopes(%(after)s, cast(%(limit)s as int)) as scope

@@ -1,0 +1,1 @@
+select nexus.unpark_stranded(make_interval(secs => %(age)s), cast(%(limit)s as int)) as unparked
