@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -38,12 +38,14 @@ class Options(TypedDict, total=False):
     ``timeout`` is seconds until its deadline (None: none), ``delay`` seconds before it may run,
     ``not_before`` the moment from which it may run (with a time zone), ``priority`` one of interactive,
     standard, batch. ``tools``, ``tool_choice`` and ``response_format`` have the form of OpenAI's chat
-    completions. The same ``idempotency_key`` gives the same request for ``idempotency_ttl`` seconds.
+    completions. ``cache`` is seconds for which the answer may be given again to the same words, ``single_flight`` asks
+    requests of the same words that are under way at the same time only once. The same ``idempotency_key`` gives
+    the same request for ``idempotency_ttl`` seconds.
     """
 
     request_id: UUID | str
     task_type: str
-    complexity: Complexity
+    complexity: Complexity | Literal["auto"]
     model: str
     provider: str
     api_version: str
@@ -57,6 +59,8 @@ class Options(TypedDict, total=False):
     tool_choice: str | dict[str, Any]
     response_format: dict[str, Any]
     metadata: dict[str, Any]
+    cache: float
+    single_flight: bool
     timeout: float | None
     delay: float
     not_before: datetime
@@ -128,6 +132,7 @@ class RequestDraft:
         request = _validated(message)
         check_named(request, settings)
         message["request_id"] = str(request.request_id)  # it may have been written in another form
+        message["complexity"] = request.effective_complexity
         for name in _AS_TEXT:
             if name in message and not isinstance(message[name], str):
                 message[name] = to_json(message[name]).decode()
@@ -171,7 +176,7 @@ def _message(
     complexity_or_model: str, messages: Messages, given: dict[str, Any], settings: Settings
 ) -> dict[str, Any]:
     if not isinstance(complexity_or_model, str) or not complexity_or_model:
-        raise InvalidRequest("the first argument is a complexity (simple, medium, complex) or a model's name")
+        raise InvalidRequest("the first argument is a complexity (simple, medium, complex, auto) or a model's name")
     _check_first(complexity_or_model)
     if isinstance(messages, str) and messages:
         messages = [{"role": "user", "content": messages}]
@@ -181,7 +186,7 @@ def _message(
         "v": WIRE_VERSION,
         "request_id": str(given.pop("request_id", None) or new_request_id()),
     }
-    kind = "complexity" if complexity_or_model in get_args(Complexity) else "model"
+    kind = "complexity" if complexity_or_model in (*get_args(Complexity), "auto") else "model"
     if given.setdefault(kind, complexity_or_model) != complexity_or_model:
         raise InvalidRequest(
             f"the first argument names the {kind} {complexity_or_model!r}, the option {kind} {given[kind]!r}"
