@@ -186,7 +186,8 @@ def _message(
         "v": WIRE_VERSION,
         "request_id": str(given.pop("request_id", None) or new_request_id()),
     }
-    kind = "complexity" if complexity_or_model in (*get_args(Complexity), "auto") else "model"
+    words = get_args(Complexity) if "complexity" in given else (*get_args(Complexity), "auto")
+    kind = "complexity" if complexity_or_model in words else "model"
     if given.setdefault(kind, complexity_or_model) != complexity_or_model:
         raise InvalidRequest(
             f"the first argument names the {kind} {complexity_or_model!r}, the option {kind} {given[kind]!r}"

@@ -91,8 +91,8 @@ class LLMService:
     ) -> LLMResult:
         """Ask and wait for the answer.
 
-        ``complexity_or_model`` is ``simple``, ``medium`` or ``complex``, or a model's name; ``messages`` a
-        text or a list in the form of OpenAI's chat completions. Raises `InvalidRequest` before anything is stored,
+        ``complexity_or_model`` is ``simple``, ``medium``, ``complex`` or ``auto``, or a model's name; ``messages``
+        a text or a list in the form of OpenAI's chat completions. Raises `InvalidRequest` before anything is stored,
         a `RequestError` when the request ended without success, `DatabaseUnavailable`.
         """
         if connection is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -27,7 +27,7 @@ class LLMCall(BaseModel):
     prompt: str | None = None
     system: str | None = None
     messages: list[dict[str, Any]] | None = None
-    complexity: Complexity | None = None
+    complexity: Complexity | Literal["auto"] | None = None
     task_type: str | None = None
     model: str | None = None
     provider: str | None = None

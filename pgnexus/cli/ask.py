@@ -26,7 +26,7 @@ async def ask(
         typer.Argument(help="The question; from stdin when it is - or left out.", show_default=False),
     ] = None,
     complexity: Annotated[
-        str | None, typer.Option("--complexity", "-c", help="simple, medium or complex; else by task type.")
+        str | None, typer.Option("--complexity", "-c", help="simple, medium, complex or auto; else by task type.")
     ] = None,
     task_type: Annotated[str | None, typer.Option(help="What kind of task: coder, architect, …")] = None,
     model: Annotated[

@@ -74,8 +74,8 @@ begin
         or jsonb_array_length(i.message -> 'messages') = 0 then 'messages must be an array that is not empty'
       when pgnexus.lane(i.message ->> 'priority') is null
         then format('priority "%s" is none of interactive, standard, batch', i.message ->> 'priority')
-      when (i.message ->> 'complexity') not in ('simple', 'medium', 'complex')
-        then format('complexity "%s" is none of simple, medium, complex', i.message ->> 'complexity')
+      when (i.message ->> 'complexity') not in ('simple', 'medium', 'complex', 'auto')
+        then format('complexity "%s" is none of simple, medium, complex, auto', i.message ->> 'complexity')
       when not coalesce(i.deadline between '2000-01-01' and '9000-01-01', true)
         or not coalesce(i.due_at between '2000-01-01' and '9000-01-01', true)
         then 'deadline, timeout, delay and not_before must lead to a time between the years 2000 and 9000'
@@ -89,7 +89,7 @@ begin
   where jsonb_typeof(i.message -> 'messages') is distinct from 'array'
      or jsonb_array_length(i.message -> 'messages') = 0
      or pgnexus.lane(i.message ->> 'priority') is null
-     or (i.message ->> 'complexity') not in ('simple', 'medium', 'complex')
+     or (i.message ->> 'complexity') not in ('simple', 'medium', 'complex', 'auto')
      or not coalesce(i.deadline between '2000-01-01' and '9000-01-01', true)
      or not coalesce(i.due_at between '2000-01-01' and '9000-01-01', true)
      or coalesce(i.message ->> 'reply_to', 'ai_results') = any (v_no_queues)
