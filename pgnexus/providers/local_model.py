@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pgnexus.messages import LLMRequest
     from pgnexus.providers.catalogue import Vendor
     from pgnexus.providers.http import HttpClient
-    from pgnexus.providers.provider import Completion
+    from pgnexus.providers.provider import Completion, OnDelta
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,9 @@ class LocalModel:
         """What it lacks on this machine and how to get it; None when it can run."""
         return missing(self._path)
 
-    async def complete(self, request: LLMRequest, model: str, *, timeout: float) -> Completion:
+    async def complete(
+        self, request: LLMRequest, model: str, *, timeout: float, on_delta: OnDelta | None = None
+    ) -> Completion:
         """Ask once; see `Provider.complete`. Starting the process and waiting for a slot count as well."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
@@ -103,7 +105,8 @@ class LocalModel:
         except TimeoutError:
             raise ProviderTimeout(f"local/{model}: the local model was busy for {timeout:g} s") from None
         try:
-            return await wire.complete(request, model, timeout=max(deadline - clock(), 0.001))
+            left = max(deadline - clock(), 0.001)
+            return await wire.complete(request, model, timeout=left, on_delta=on_delta)
         except ProviderUnavailable:
             await self._reap()
             raise

@@ -13,14 +13,19 @@ from pgnexus import storable
 from pgnexus.errors import BadAnswer, ContentFiltered
 from pgnexus.messages import LLMRequest, Usage
 from pgnexus.providers.catalogue import Vendor
+from pgnexus.providers.openai_stream import thinking
 from pgnexus.providers.provider import Completion
 
 _LARGEST_COUNT = 2**31 - 1  # tokens are stored as integer
 
 
-def body(request: LLMRequest, model: str, vendor: Vendor) -> bytes:
+def body(request: LLMRequest, model: str, vendor: Vendor, *, stream: bool = False) -> bytes:
     """The JSON to send; ``metadata`` and what is about routing stay with us."""
     data: dict[str, Any] = {"model": model, "messages": request.messages}
+    if stream:
+        data["stream"] = True
+        if vendor.stream_options:
+            data["stream_options"] = {"include_usage": True}
     if request.max_tokens is not None:
         data[vendor.max_tokens_field] = request.max_tokens
     if request.seed is not None:
@@ -50,12 +55,10 @@ def completion(answer: Any, model: str, where: str) -> Completion:
     if reason == "error":
         raise BadAnswer(f"{where}: the vendor broke its answer off (finish_reason error)")
     cleaned, mended = storable.clean(message)
-    cleaned["role"] = "assistant"
+    cleaned = _plain(cleaned)
     calls = tool_calls(cleaned.get("tool_calls"), where)
     if calls:
         cleaned["tool_calls"] = calls
-    else:
-        cleaned.pop("tool_calls", None)
     text = _text(cleaned)
     if reason == "content_filter" and not text and not calls:
         raise ContentFiltered(f"{where}: the vendor's content filter left nothing of the answer")
@@ -66,6 +69,32 @@ def completion(answer: Any, model: str, where: str) -> Completion:
         finish_reason=short(reason) or reason,
         usage=usage(answer.get("usage"), "prompt_tokens", "completion_tokens"),
         mended=mended,
+    )
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    """The message without what says nothing, its reasoning under one name, and parts that are only text as a text."""
+    content = message.get("content")
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    plain: dict[str, Any] = {"role": "assistant", "content": content}
+    for key, value in message.items():
+        if value not in (None, "", [], {}) and key not in plain:
+            plain[key] = value
+    if isinstance(content, list) and all(_is_text(part) for part in content):
+        texts = [str(part["text"]) for part in content if part["type"] == "text"]
+        plain["content"] = "".join(texts) if texts else None
+        reasoning = reasoning or "".join(thinking(part) for part in content if part["type"] == "thinking")
+    if reasoning and isinstance(reasoning, str):
+        plain["reasoning_content"] = reasoning
+        plain.pop("reasoning", None)
+    return plain
+
+
+def _is_text(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    return part.get("type") == "thinking" or (
+        part.get("type") == "text" and isinstance(part.get("text"), str)
     )
 
 
@@ -88,7 +117,9 @@ def tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return calls
 
 
-def usage(counted: Any, prompt_name: str, completion_name: str) -> Usage:
+def usage(
+    counted: Any, prompt_name: str = "prompt_tokens", completion_name: str = "completion_tokens"
+) -> Usage:
     """The tokens of an answer; what a vendor leaves out is 0.
 
     Some vendors count thinking only in the total: the rest of the total is output, and is paid as such.
@@ -98,15 +129,33 @@ def usage(counted: Any, prompt_name: str, completion_name: str) -> Usage:
     prompt = _count(counted.get(prompt_name))
     output = _count(counted.get(completion_name))
     output = max(output, _count(counted.get("total_tokens")) - prompt)
-    details = counted.get(prompt_name + "_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    cached = cached or _count(counted.get("prompt_cache_hit_tokens"))  # DeepSeek's name for them
+    of_prompt, of_output = _details(counted, prompt_name), _details(counted, completion_name)
+    # Each is followed by other names for it: DeepSeek's, Anthropic's behind gateways.
+    cached = _first(of_prompt.get("cached_tokens"), counted.get("prompt_cache_hit_tokens"))
+    written = _first(
+        of_prompt.get("cache_write_tokens"),
+        of_prompt.get("cache_creation_tokens"),
+        counted.get("cache_creation_input_tokens"),
+    )
+    reasoning = _first(of_output.get("reasoning_tokens"), counted.get("reasoning_tokens"))
+    cached = min(cached, prompt)
     return Usage.model_construct(
         prompt_tokens=prompt,
         completion_tokens=output,
         total_tokens=min(prompt + output, _LARGEST_COUNT),
-        cached_tokens=min(cached, prompt),
+        cached_tokens=cached,
+        cache_write_tokens=min(written, prompt - cached),
+        reasoning_tokens=min(reasoning, output),
     )
+
+
+def _details(counted: dict[str, Any], name: str) -> dict[str, Any]:
+    details = counted.get(f"{name}_details")
+    return details if isinstance(details, dict) else {}
+
+
+def _first(*values: Any) -> int:
+    return next((count for value in values if (count := _count(value))), 0)
 
 
 def short(name: Any) -> str | None:

@@ -78,6 +78,19 @@ _TELLING: tuple[tuple[frozenset[int], re.Pattern[str], type[ProviderError]], ...
         ((400, 422), r"model .{1,200} (does not exist|not found|is not supported)", ModelNotFound),
     )
 )
+
+# The same for an error inside an answer of HTTP 200, whose own status says nothing.
+_INSIDE: tuple[tuple[re.Pattern[str], int], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), status)
+    for pattern, status in (
+        (r"quota|billing|rate.?limit|too_many|throttl|resource_exhausted", 429),
+        (r"overloaded", 529),
+        (r"api_key|authentication|unauthorized", 401),
+        (r"permission", 403),
+        (r"not_found", 404),
+        (r"invalid_request|invalid_argument|invalid_prompt|context_length|content_|safety", 400),
+    )
+)
 _RETRY_DELAY = re.compile(r'"retryDelay":\s*"(\d{1,9}(?:\.\d{1,9})?)s"')
 
 
@@ -102,6 +115,24 @@ def refusal(
     return kind(f"{where}: HTTP {status}: {said}", status=status, retry_after=retry_after(headers, raw))
 
 
+def inside(answer: Any) -> bool:
+    """Whether an answer of HTTP 200 is an error all the same, as the responses API and some gateways send it."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return bool(error) and isinstance(error, dict | str)
+
+
+def status_inside(body: Any) -> int:
+    """The HTTP status that an error inside an answer of HTTP 200 would have had by itself."""
+    error = body.get("error") if isinstance(body, dict) else None
+    error = error if isinstance(error, dict) else body if isinstance(body, dict) else {}
+    for name in ("code", "status", "status_code"):
+        text = str(error.get(name) or "")
+        if len(text) == 3 and text.isdecimal() and 400 <= int(text) < 600:
+            return int(text)
+    codes = _told(body)[1]
+    return next((status for pattern, status in _INSIDE if pattern.search(codes[:1000])), 502)
+
+
 def safe_words(words: str, key: str | None) -> str:
     """A vendor's words, storable, cut to a sane length and without the key."""
     if key:
@@ -111,7 +142,10 @@ def safe_words(words: str, key: str | None) -> str:
 
 
 def retry_after(headers: Mapping[str, str], raw: str = "") -> float | None:
-    """Seconds to wait, by ``retry-after-ms``, ``Retry-After`` (seconds or a date) or Google's retryDelay."""
+    """Seconds to wait, by ``retry-after-ms``, ``Retry-After`` (seconds or a date) or Google's retryDelay.
+
+    A date is reckoned from the vendor's own clock, where it tells the time.
+    """
     wait = _number(headers.get("retry-after-ms"))
     if wait is not None:
         return _sane(wait / 1000)
@@ -120,14 +154,20 @@ def retry_after(headers: Mapping[str, str], raw: str = "") -> float | None:
     if wait is not None:
         return _sane(wait)
     if text:
-        try:
-            when = parsedate_to_datetime(text)
-        except (ValueError, OverflowError, IndexError, TypeError):
-            return None
-        when = when if when.tzinfo else when.replace(tzinfo=UTC)
-        return _sane((when - datetime.now(UTC)).total_seconds())
+        when = _date(text)
+        if when is not None:
+            now = _date(headers.get("Date")) or datetime.now(UTC)
+            return _sane((when - now).total_seconds())
     found = _RETRY_DELAY.search(raw)
     return _sane(float(found[1])) if found else None
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        when = parsedate_to_datetime(text) if text else None
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None
+    return when.replace(tzinfo=UTC) if when is not None and when.tzinfo is None else when
 
 
 def _number(text: str | None) -> float | None:

@@ -12,25 +12,30 @@ from pydantic_core import to_json
 
 from pgnexus import storable
 from pgnexus.errors import BadAnswer, ContentFiltered, ProviderError
-from pgnexus.messages import LLMRequest, Message
+from pgnexus.messages import LLMRequest, Message, Usage
 from pgnexus.providers import openai_chat
+from pgnexus.providers.catalogue import Vendor
 from pgnexus.providers.provider import Completion
 
 _PART_TYPES = {"text": "input_text", "image_url": "input_image", "file": "input_file"}
 
 
-def body(request: LLMRequest, model: str, where: str) -> bytes:
+def body(request: LLMRequest, model: str, vendor: Vendor, *, stream: bool = False) -> bytes:
     """The JSON to send. ``seed`` does not exist here and is best effort anywhere, so it stays with us.
 
-    Raises `ProviderError` for ``stop``, which does not exist here either but changes the answer.
+    Raises `ProviderError` for ``stop``, which does not exist here either but changes the answer: another candidate
+    may know it. Reasoning does not go back to the vendor: it keeps nothing (``store``), and an answer's text is no
+    input here.
     """
     if request.stop is not None:
-        raise ProviderError(f"{where}: the responses API knows no stop sequences")
+        raise ProviderError(f"{vendor.name}/{model}: the responses API knows no stop sequences")
     data: dict[str, Any] = {
         "model": model,
         "input": [item for message in request.messages for item in _items(message)],
         "store": False,
     }
+    if stream:
+        data["stream"] = True
     if request.max_tokens is not None:
         data["max_output_tokens"] = request.max_tokens
     for name in ("temperature", "top_p"):
@@ -52,11 +57,14 @@ def completion(answer: Any, model: str, where: str) -> Completion:
     reason = _finish_reason(answer, where)
     texts: list[str] = []
     refusals: list[str] = []
+    thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     for item in answer["output"]:
         if not isinstance(item, dict):
             raise BadAnswer(f"{where}: an output item that is no object")
-        if item.get("type") == "function_call":
+        if item.get("type") == "reasoning":
+            thoughts += _thoughts(item)
+        elif item.get("type") == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             calls.append({"id": item.get("call_id"), "type": "function", "function": function})
         elif item.get("type") == "message" and isinstance(item.get("content"), list):
@@ -67,17 +75,21 @@ def completion(answer: Any, model: str, where: str) -> Completion:
         raise BadAnswer(f"{where}: an answer with nothing in it")
     if not (texts or calls) and reason == "content_filter":
         raise ContentFiltered(f"{where}: the vendor's content filter left nothing of the answer")
-    return _completion(answer, model, reason, texts or refusals, calls, where)
-
-
-def _completion(
-    answer: dict[str, Any], model: str, reason: str, texts: list[str], calls: list[dict[str, Any]], where: str
-) -> Completion:
+    texts = texts or refusals
     message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) if texts else None}
+    if thoughts:
+        message["reasoning_content"] = "\n\n".join(thoughts)
     if calls:
         message["tool_calls"] = calls
         reason = "tool_calls" if reason == "stop" else reason
+    return _completion(answer, model, reason, message, where)
+
+
+def _completion(
+    answer: dict[str, Any], model: str, reason: str, message: dict[str, Any], where: str
+) -> Completion:
     cleaned, mended = storable.clean(message)
+    calls = cleaned.get("tool_calls")
     if calls:
         cleaned["tool_calls"] = openai_chat.tool_calls(cleaned["tool_calls"], where)
     return Completion(
@@ -85,9 +97,22 @@ def _completion(
         text=cleaned["content"],
         model=openai_chat.short(answer.get("model")) or model,
         finish_reason=reason,
-        usage=openai_chat.usage(answer.get("usage"), "input_tokens", "output_tokens"),
+        usage=usage(answer.get("usage")),
         mended=mended,
     )
+
+
+def usage(counted: Any) -> Usage:
+    """The tokens of an answer, under this API's names."""
+    return openai_chat.usage(counted, "input_tokens", "output_tokens")
+
+
+def _thoughts(item: dict[str, Any]) -> list[str]:
+    """The texts of a reasoning item; most vendors give summaries, if any."""
+    parts = [
+        part for name in ("summary", "content") if isinstance(item.get(name), list) for part in item[name]
+    ]
+    return [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
 
 
 def _finish_reason(answer: dict[str, Any], where: str) -> str:
@@ -153,9 +178,3 @@ def _flat(outer: dict[str, Any], inner: str) -> dict[str, Any]:
 
 def _rest(mapping: dict[str, Any], without: str) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if key != without}
-
-
-def refused(answer: Any) -> dict[str, Any] | None:
-    """The error inside an answer of HTTP 200, as this API and some gateways send it, or None."""
-    error = answer.get("error") if isinstance(answer, dict) else None
-    return error if isinstance(error, dict) and error else None

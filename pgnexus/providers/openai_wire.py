@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from multidict import CIMultiDict
+from pydantic_core import to_json
 from yarl import URL
 
 from pgnexus import storable
@@ -19,16 +21,21 @@ from pgnexus.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-from pgnexus.providers import openai_chat, openai_responses
+from pgnexus.messages import ApiVersion
+from pgnexus.providers import openai_chat, openai_errors, openai_responses
 from pgnexus.providers.http import HttpClient, proxy_for
-from pgnexus.providers.openai_errors import refusal, safe_words
+from pgnexus.providers.openai_responses_stream import ResponsesStream
+from pgnexus.providers.openai_stream import AnswerStream, ChatStream
+from pgnexus.providers.provider import Completion, Delta
 
 if TYPE_CHECKING:
-    from pgnexus.messages import ApiVersion, LLMRequest
+    from pgnexus.messages import LLMRequest
     from pgnexus.providers.catalogue import Vendor
-    from pgnexus.providers.provider import Completion
+    from pgnexus.providers.provider import OnDelta
 
 _LARGE_BODY = 512 * 1024  # aiohttp writes larger bytes in one go, which would hold up the event loop
+_APIS: dict[ApiVersion, Any] = {"chat_completions": openai_chat, "responses": openai_responses}
+_FAREWELL = 0.1  # seconds for the last bytes after the last event, so that the connection can be used again
 
 
 class OpenAIWire:
@@ -40,8 +47,10 @@ class OpenAIWire:
         self._http = http
         self._max_bytes = max_bytes
         self._proxy = proxy_for(vendor.base_url)
-        self._chat_url = URL(f"{vendor.base_url}/chat/completions")
-        self._responses_url = URL(f"{vendor.base_url}/responses")
+        self._urls: dict[ApiVersion, URL] = {
+            "chat_completions": URL(f"{vendor.base_url}/chat/completions"),
+            "responses": URL(f"{vendor.base_url}/responses"),
+        }
         self._headers: CIMultiDict[str] = CIMultiDict(
             {"Content-Type": "application/json", "User-Agent": "pgnexus"}
         )
@@ -55,16 +64,33 @@ class OpenAIWire:
     def name(self) -> str:
         return self._vendor.name
 
-    async def complete(self, request: LLMRequest, model: str, *, timeout: float) -> Completion:
+    async def complete(
+        self, request: LLMRequest, model: str, *, timeout: float, on_delta: OnDelta | None = None
+    ) -> Completion:
         """Ask once; see `Provider.complete`."""
         where = f"{self._vendor.name}/{model}"
-        if self._api(request, model, where) == "responses":
-            data = openai_responses.body(request, model, where)
-            answer = await self._post(self._responses_url, data, timeout, where)
-            return openai_responses.completion(answer, model, where)
-        data = openai_chat.body(request, model, self._vendor)
-        answer = await self._post(self._chat_url, data, timeout, where)
-        return openai_chat.completion(answer, model, where)
+        spoken = self._api(request, model, where)
+        api, url = _APIS[spoken], self._urls[spoken]
+        data = api.body(request, model, self._vendor, stream=on_delta is not None)
+        stream = None if on_delta is None else self._stream(spoken, where, on_delta)
+        answer: Any = None
+        try:
+            answer = await self._ask(url, data, timeout, where, stream)
+            if openai_errors.inside(answer):
+                raise self._refused(answer, b"", where)
+            completion: Completion = api.completion(answer, model, where)
+        except ProviderError as error:
+            counted = stream.usage if stream is not None else None
+            if counted is None and isinstance(answer, dict):
+                counted = answer.get("usage")
+            used = api.usage(counted)
+            error.usage = used if used.total_tokens else None
+            raise
+        if on_delta is not None and stream is not None and not stream.told:  # a vendor that does not stream
+            calls = completion.message.get("tool_calls") or ()
+            told = tuple({"index": index, **call} for index, call in enumerate(calls))
+            on_delta(Delta(completion.text or "", completion.message.get("reasoning_content") or "", told))
+        return completion
 
     async def close(self) -> None:
         await self._http.release(self)
@@ -77,66 +103,101 @@ class OpenAIWire:
             raise ProviderError(f"{where}: does not speak the {request.api_version} API")
         return request.api_version
 
-    async def _post(self, url: URL, data: bytes, timeout: float, where: str) -> Any:
+    def _stream(self, spoken: ApiVersion, where: str, on_delta: OnDelta) -> AnswerStream:
+        kind = ResponsesStream if spoken == "responses" else ChatStream
+        return kind(where, self._max_bytes, on_delta, lambda body, raw: self._refused(body, raw, where))
+
+    async def _ask(
+        self, url: URL, data: bytes, timeout: float, where: str, stream: AnswerStream | None
+    ) -> Any:
+        """The parsed answer, or what ``stream`` gathered of it. Whatever ends it early closes the connection."""
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with asyncio.timeout(timeout) as clock:
+                response = await self._opened(url, data, where)
+                if stream is not None and response.status == 200 and _is_stream(response):
+                    await self._follow(response, stream, where)
+                    return stream.finish()
+                raw = await self._read(response, where)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            raise ProviderTimeout(f"{where}: no whole answer within {timeout:g} s") from None
+        finally:
+            if response is not None:
+                response.close()
+        return self._parsed(response, raw, where)
+
+    # The causes are left out on purpose: what aiohttp says may hold headers, and with them the key.
+
+    async def _opened(self, url: URL, data: bytes, where: str) -> aiohttp.ClientResponse:
         payload = data if len(data) < _LARGE_BODY else io.BytesIO(data)
         try:
-            async with (
-                asyncio.timeout(timeout),
-                self._http.session(self).post(
-                    url, data=payload, headers=self._headers, proxy=self._proxy, allow_redirects=False
-                ) as response,
-            ):
-                raw = await self._read(response, where)
-                status, headers = response.status, response.headers
-        except ProviderError:
-            raise
-        # The causes are left out on purpose: what aiohttp says may hold headers, and with them the key.
-        except TimeoutError as error:
-            if isinstance(error, aiohttp.ServerTimeoutError):
-                raise ProviderUnavailable(f"{where}: no connection to {url.host} in time") from None
-            raise ProviderTimeout(f"{where}: no whole answer within {timeout:g} s") from None
+            return await self._http.session(self).post(
+                url, data=payload, headers=self._headers, proxy=self._proxy, allow_redirects=False
+            )
+        except aiohttp.ServerTimeoutError:
+            raise ProviderUnavailable(f"{where}: no connection to {url.host} in time") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ProviderUnavailable(f"{where}: {type(error).__name__}: {self._said(error)}") from None
+
+    async def _chunk(self, response: aiohttp.ClientResponse, where: str) -> bytes:
+        """The bytes that have come; none at the end."""
+        try:
+            return await response.content.readany()
         except aiohttp.ClientPayloadError as error:
             raise BadAnswer(f"{where}: the answer was cut short ({self._said(error)})") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProviderUnavailable(f"{where}: {type(error).__name__}: {self._said(error)}") from None
-        return self._parsed(status, raw, headers, where)
 
     async def _read(self, response: aiohttp.ClientResponse, where: str) -> bytes:
         """The body, up to the limit: a vendor gone mad must not fill our memory."""
-        content, limit = response.content, self._max_bytes
-        raw = await content.readany()
-        if content.at_eof():
-            chunks = [raw]
-        else:
-            chunks, size = [raw], len(raw)
-            while chunk := await content.readany():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > limit:
-                    break
+        chunks, size, limit = [await self._chunk(response, where)], 0, self._max_bytes
+        while not response.content.at_eof():
+            size += len(chunks[-1])
+            if size > limit:
+                break
+            chunks.append(await self._chunk(response, where))
         raw = b"".join(chunks)
         if len(raw) > limit:
             raise AnswerTooLong(f"{where}: an answer of more than {limit} bytes (max_message_bytes)")
         return raw
 
-    def _parsed(self, status: int, raw: bytes, headers: Any, where: str) -> Any:
+    async def _follow(self, response: aiohttp.ClientResponse, stream: AnswerStream, where: str) -> None:
+        """Feed the stream until it ends; then wait a moment for the connection to be of use again."""
+        while not stream.ended and (chunk := await self._chunk(response, where)):
+            stream.feed(chunk)
+        with suppress(TimeoutError, ProviderError):
+            async with asyncio.timeout(_FAREWELL):
+                while stream.ended and await self._chunk(response, where):
+                    pass
+
+    def _parsed(self, response: aiohttp.ClientResponse, raw: bytes, where: str) -> Any:
         answer: Any = None
+        status, headers = response.status, response.headers
         if raw:
             try:
                 answer = storable.parse(raw)
             except ValueError:
                 if status == 200:
                     kind = headers.get("Content-Type", "no content type")
-                    words = safe_words(raw[:200].decode(errors="replace"), self._key)
+                    words = openai_errors.safe_words(raw[:200].decode(errors="replace"), self._key)
                     raise BadAnswer(f"{where}: not JSON ({kind}): {words}") from None
         if status != 200:
             text = raw[:20000].decode(errors="replace")
-            raise refusal(status, answer, headers, where=where, key=self._key, raw=text)
-        if error := openai_responses.refused(answer):
-            code = error.get("code")
-            real = code if isinstance(code, int) and 400 <= code < 600 else 502
-            raise refusal(real, answer, headers, where=where, key=self._key)
+            raise openai_errors.refusal(status, answer, headers, where=where, key=self._key, raw=text)
         return answer
 
+    def _refused(self, body: Any, raw: bytes, where: str) -> ProviderError:
+        """The error that an answer of HTTP 200 holds."""
+        text = (raw or to_json(storable.clean(body)[0]))[:20000].decode(errors="replace")
+        status = openai_errors.status_inside(body)
+        return openai_errors.refusal(status, body, {}, where=where, key=self._key, raw=text)
+
     def _said(self, error: BaseException) -> str:
-        return safe_words(str(error) or "no words", self._key)
+        return openai_errors.safe_words(str(error) or "no words", self._key)
+
+
+def _is_stream(response: aiohttp.ClientResponse) -> bool:
+    """Some vendors answer whole though asked for a stream; few name a stream by its right name."""
+    return "json" not in response.headers.get("Content-Type", "")

@@ -65,7 +65,7 @@ class TestAnswers:
         raw = raw.replace('"role"', '"score": NaN, "role"')
         got = await (await serve(replies(raw.encode()))).complete(ask(), "gpt-4o", timeout=5)
         assert got.text == "a\ufffdb \ufffd c"
-        assert got.message["score"] is None
+        assert "score" not in got.message
         assert got.mended
 
     async def test_usage_as_vendors_send_it(self, serve, ask):
