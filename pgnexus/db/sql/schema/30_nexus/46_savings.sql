@@ -79,10 +79,10 @@ begin
 end
 $$;
 
--- Tell the workers that those who follow may be taken up.
+-- Those who follow may be taken up.
 create function nexus.call_followers(p_keys bytea[]) returns void
 language sql set search_path = pg_catalog, nexus as $$
-  select pg_notify('pgnexus_parked', nexus.flight_scope(k.key)) from unnest(p_keys) as k (key)
+  select nexus.unpark(nexus.flight_scope(k.key)) from unnest(p_keys) as k (key)
 $$;
 
 -- A leader whose run ends in any other way than by T3 (cancelled, its last worker lost) hands over.
