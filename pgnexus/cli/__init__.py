@@ -19,6 +19,7 @@ from pgnexus.cli.installation import migrate, roles, version
 from pgnexus.cli.output import Output
 from pgnexus.cli.queues import models, queues
 from pgnexus.cli.requests import cancel, requests, result, retry
+from pgnexus.cli.top.verb import top
 from pgnexus.cli.up import up
 from pgnexus.cli.verb import DatabaseUrl, DataDir, Json, Verbose
 
@@ -46,7 +47,7 @@ app = typer.Typer(
 
 for panel, verbs in {
     "Ask": (ask, batch, demo),
-    "Look and change": (result, requests, cancel, retry, queues, models),
+    "Look and change": (result, requests, cancel, retry, queues, top, models),
     "Run": (up, migrate, roles, doctor, version),
 }.items():
     for command in verbs:

@@ -60,6 +60,16 @@ class BreakerNow:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitNow:
+    """A limit or budget: ``used`` is the share of it that is spent or set aside; of a rate, what its bucket lacks."""
+
+    scope: str
+    kind: str
+    limit: Decimal
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """One look. ``total`` are the calls of all models together, ``window`` the seconds that they ended in."""
 
@@ -70,6 +80,7 @@ class View:
     total: CallsNow
     calls: tuple[CallsNow, ...]
     breakers: tuple[BreakerNow, ...]
+    limits: tuple[LimitNow, ...]
     in_flight: int
     waiting_for_retry: int
     instances: int
@@ -93,6 +104,10 @@ class View:
             calls=tuple(calls),
             breakers=tuple(
                 BreakerNow(**{name: one[name] for name in BreakerNow.__slots__}) for one in seen["breakers"]
+            ),
+            limits=tuple(
+                LimitNow(one["scope"], one["kind"], Decimal(str(one["limit"])), one["used"])
+                for one in seen["limits"]
             ),
             in_flight=seen["in_flight"],
             waiting_for_retry=seen["waiting_for_retry"],

@@ -80,6 +80,25 @@ begin
 end
 $$;
 
+-- The fifty limits and budgets that are used most. used is from 0 to 1 and more: what is spent and set aside of them, of a rate
+-- what its bucket lacks.
+create function nexus_api.watch_limits()
+returns table (scope text, kind text, "limit" numeric, spent numeric, held numeric, used double precision)
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+#variable_conflict use_column
+begin
+  return query
+    select l.scope, l.kind, l.limit, l.spent, l.held, u.used
+    from nexus_api.limits() l
+    cross join lateral (select (case
+      when l.level is not null then 1 - l.level / greatest(l.limit / 10, 1)
+      when l.limit = 0 then 1
+      else (coalesce(l.spent, 0) + coalesce(l.held, 0)) / l.limit end)::double precision as used) u
+    where l.limit is not null
+    order by u.used desc, l.scope, l.kind limit 50;
+end
+$$;
+
 -- What calls that began since then have cost, in US dollars, their tokens, and how many used tokens at a price that is not known.
 create function nexus_api.spent(p_since timestamptz) returns table (cost numeric, tokens bigint, unpriced bigint)
 language sql stable security definer set search_path = pg_catalog, nexus_api as $$
@@ -99,6 +118,7 @@ begin
     'parked', (select coalesce(jsonb_agg(to_jsonb(p)), '[]') from nexus_api.watch_parked() p),
     'calls', (select coalesce(jsonb_agg(to_jsonb(c)), '[]') from nexus_api.watch_calls(p_window) c),
     'breakers', (select coalesce(jsonb_agg(to_jsonb(b)), '[]') from nexus_api.breakers() b),
+    'limits', (select coalesce(jsonb_agg(to_jsonb(l)), '[]') from nexus_api.watch_limits() l),
     'in_flight', (select count(*) from pgflow.step_tasks t
                   where t.status = 'started' and t.flow_slug = 'llm_request_workflow'),
     'waiting_for_retry', (select count(*) from (

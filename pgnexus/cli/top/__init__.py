@@ -1,0 +1,1 @@
+"""`pgnexus top`: what happens now, in the terminal."""
