@@ -22,29 +22,68 @@ TASK_COMPLEXITY: Final[dict[str, Complexity]] = {
     "qa": "complex",
 }
 
-_LOOKED_AT = 20_000  # characters, half of them from the beginning and half from the end
-_HARD = re.compile(
-    r"\b(?:architect\w*|design\w*|refactor\w*|redesign\w*|migrat\w+|optimi[sz]\w+|debug\w*|diagnos\w+|prove|proof"
-    r"|deriv(?:e|ation)|theorem|trade-?offs?|strateg(?:y|ies)|root cause|race condition|deadlock|concurren\w+"
-    r"|distributed|scalab\w+|algorithms?|implement\w*|step by step|in depth|evaluate|critique|investigat\w+"
-    r"|architektur|entwirf|beweise?)\b",
-    re.IGNORECASE,
+_LOOKED_AT: Final = 8_000  # characters, half of them from the beginning and half from the end
+
+# beginnings of words, and phrases, of English and a few of German
+_HARD: Final = (
+    *("architect", "architekt", "design", "redesign", "entwirf", "refactor", "migrat", "optimiz", "optimis"),
+    *(
+        "debug",
+        "diagnos",
+        "prove",
+        "proof",
+        "beweis",
+        "derivation",
+        "theorem",
+        "strateg",
+        "deadlock",
+        "concurren",
+    ),
+    *("distributed", "verteilte", "scalab", "algorithm", "implement", "evaluat", "critique", "investigat"),
 )
-_EASY = re.compile(
-    r"\b(?:classif\w+|categori[sz]\w+|extract\w*|translat\w+|summari[sz]e|tl;?dr|label\w*|tag|sentiment|spam"
-    r"|yes or no|true or false|one word|rephrase|fix the (?:typos?|spelling|grammar)|proofread|convert|capitali[sz]e"
-    r"|sort|list the|what (?:is|are|was|does) the|who (?:is|was|wrote)|when (?:is|was|did)|where (?:is|was)"
-    r"|how (?:many|old|far)|spell|hello|hi|thanks|thank you|klassifizier\w*|übersetze?n?|fasse)\b",
-    re.IGNORECASE,
+_HARD_PHRASES: Final = ("trade-off", "tradeoff", "root cause", "race condition", "step by step", "in depth")
+_WORK: Final = (
+    *(
+        "write",
+        "schreib",
+        "explain",
+        "erklär",
+        "compar",
+        "vergleich",
+        "plan",
+        "review",
+        "fix",
+        "draft",
+        "analy",
+    ),
+    *("describ", "solve", "calculat", "rewrit"),
 )
-_CODE = re.compile(
-    r"```|^\s*(?:def|class|import|from|func|fn|public|private|#include|select|create table)\b.*[({:;]"
-    r"|^Traceback |[{;]\s*$",
-    re.IGNORECASE | re.MULTILINE,
+_EASY: Final = (
+    *(
+        "classif",
+        "klassifizier",
+        "categori",
+        "extract",
+        "translat",
+        "übersetz",
+        "summari",
+        "label",
+        "sentiment",
+    ),
+    *("spam", "rephras", "proofread", "convert", "capitali", "spell", "hello", "thank"),
 )
-_CONSTRAINT = re.compile(
-    r"\b(?:must(?: not)?|should|shall|at (?:least|most)|without|except|unless|only if|ensure|exactly|no more than)\b"
-    r"|^\s*(?:[-*•]|\d+[.)])\s+\S",
+_EASY_PHRASES: Final = (
+    *("yes or no", "true or false", "one word", "what is the", "who is", "who was", "who wrote", "how many"),
+    *("how old", "how far", "when did", "when was", "where is"),
+)
+_CONSTRAINTS: Final = frozenset(
+    ("must", "should", "shall", "least", "most", "without", "except", "unless", "ensure", "exactly", "never")
+)
+_WORD: Final = re.compile(r"[^\W\d_]+")
+_BULLET: Final = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]", re.MULTILINE)
+_CODE: Final = re.compile(
+    r"```|^[ \t]*(?:def|class|import|from|func|fn|public|private|#include|select|create)\b[^\n]*[({:;]"
+    r"|^Traceback |[{;][ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -88,16 +127,17 @@ def _named(word: str) -> Complexity:
 def estimate_complexity(messages: Sequence[Said], *, tools: bool = False) -> Complexity:
     """How hard the messages look, without asking a model: ``complex`` from 4 points, ``simple`` below 1.
 
-    Points are given for words of design, proof and repair, for code, questions and constraints, for length, images,
-    tools, and turns of a conversation; words of classifying, extracting and translating take some away. At most
-    20,000 characters are looked at.
+    Words of design, proof and repair count 2 each, up to three of them; a word of other work 1; words of classifying,
+    extracting and translating -1 each, up to two. Code counts 1, each question after the first 0.5 (up to three),
+    each constraint or item of a list 0.5 (up to five), images 1, tools 1, more than three turns 0.5; a text of more
+    than 600 characters 0.5, of more than 4,000 2, of more than 24,000 3. At most 8,000 characters are looked at.
 
     >>> from pgnexus.messages import Message
     >>> estimate_complexity([Message(role="user", content="Translate to French: good morning")])
     'simple'
     """
     text, length, images = _texts(messages)
-    points = _points_of_words(text) + _points_of_length(length)
+    points = _points_of_words(text.lower()) + _points_of_form(text) + _points_of_length(length)
     points += 1.0 if images else 0.0
     points += 1.0 if tools or any(message.role == "tool" for message in messages) else 0.0
     points += 0.5 if sum(message.role == "user" for message in messages) > 3 else 0.0
@@ -105,19 +145,23 @@ def estimate_complexity(messages: Sequence[Said], *, tools: bool = False) -> Com
 
 
 def _points_of_words(text: str) -> float:
-    hard = len({match.lower() for match in _HARD.findall(text)})
-    easy = len({match.lower() for match in _EASY.findall(text)})
+    said: list[str] = _WORD.findall(text)
+    words = set(said)
+    hard = sum(word.startswith(_HARD) for word in words) + sum(phrase in text for phrase in _HARD_PHRASES)
+    easy = sum(word.startswith(_EASY) for word in words) + sum(phrase in text for phrase in _EASY_PHRASES)
+    work = any(word.startswith(_WORK) for word in words)
+    constraints = sum(word in _CONSTRAINTS for word in said) + len(_BULLET.findall(text))
+    return 2.0 * min(hard, 3) + 1.0 * work - 1.0 * min(easy, 2) + 0.5 * min(constraints, 5)
+
+
+def _points_of_form(text: str) -> float:
     questions = text.count("?")
-    constraints = len(_CONSTRAINT.findall(text))
-    points = 2.0 * min(hard, 3) - 1.0 * min(easy, 2)
-    points += 1.0 if _CODE.search(text) else 0.0
-    points += 0.5 * min(max(questions - 1, 0), 3)
-    return points + 0.5 * min(constraints, 5)
+    return (1.0 if _CODE.search(text) else 0.0) + 0.5 * min(max(questions - 1, 0), 3)
 
 
 def _points_of_length(characters: int) -> float:
     """A long text to work on is hardly ever as easy as a short one."""
-    return 2.0 if characters > 24_000 else 1.0 if characters > 4_000 else 0.5 if characters > 600 else 0.0
+    return 3.0 if characters > 24_000 else 2.0 if characters > 4_000 else 0.5 if characters > 600 else 0.0
 
 
 def _texts(messages: Sequence[Said]) -> tuple[str, int, bool]:
@@ -143,21 +187,22 @@ def _parts(content: str | list[dict[str, Any]] | None) -> list[tuple[str, str]]:
 
 
 def _ends(pieces: Sequence[str]) -> str:
+    """The pieces as one text, the middle of a long one left out."""
     half = _LOOKED_AT // 2
-    head, tail, taken = [], [], 0
-    for piece in pieces:
-        if taken >= half:
-            break
-        head.append(piece[: half - taken])
-        taken += len(head[-1])
-    whole = "\n".join(head)
-    if sum(map(len, pieces)) <= taken:
-        return whole
-    left, room = [], half
+    head, room = "", half
+    for place, piece in enumerate(pieces):
+        if len(piece) > room:
+            return head + piece[:room] + "\n" + _tail((piece[room:], *pieces[place + 1 :]), half)
+        head += piece + "\n"
+        room -= len(piece)
+    return head
+
+
+def _tail(pieces: Sequence[str], most: int) -> str:
+    taken: list[str] = []
     for piece in reversed(pieces):
-        if room <= 0:
+        if most <= 0:
             break
-        left.append(piece[-room:])
-        room -= len(left[-1])
-    tail = list(reversed(left))
-    return whole + "\n" + "\n".join(tail)
+        taken.append(piece[-most:])
+        most -= len(piece)
+    return "\n".join(reversed(taken))
