@@ -62,6 +62,8 @@ class JobResult:
     enqueued_at: datetime
     deadline: datetime | None
     finished_at: datetime | None
+    reasoning_tokens: int | None
+    cache_write_tokens: int | None
 
     @property
     def ended(self) -> bool:
@@ -86,6 +88,8 @@ class JobResult:
                     completion_tokens=self.completion_tokens or 0,
                     total_tokens=self.total_tokens or 0,
                     cached_tokens=self.cached_tokens or 0,
+                    cache_write_tokens=self.cache_write_tokens or 0,
+                    reasoning_tokens=self.reasoning_tokens or 0,
                 ),
                 "cost": self.cost,
                 "latency_ms": self.duration_ms,

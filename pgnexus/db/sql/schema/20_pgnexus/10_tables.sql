@@ -43,6 +43,8 @@ create table pgnexus.job_results (
   duration_ms       bigint,
   attempts          int not null default 0,
   finished_at       timestamptz,
+  reasoning_tokens  bigint,
+  cache_write_tokens bigint,
   primary key (request_id),
   constraint status_is_valid
     check (status in ('scheduled', 'enqueued', 'success', 'failed', 'timeout', 'cancelled')),
@@ -51,7 +53,8 @@ create table pgnexus.job_results (
     check ((error is not null) = (status in ('failed', 'timeout', 'cancelled'))),
   constraint amounts_are_nonnegative check (
     prompt_tokens >= 0 and completion_tokens >= 0 and total_tokens >= 0 and cached_tokens >= 0
-    and cost >= 0 and duration_ms >= 0 and attempts >= 0)
+    and cost >= 0 and duration_ms >= 0 and attempts >= 0),
+  constraint more_amounts_are_nonnegative check (reasoning_tokens >= 0 and cache_write_tokens >= 0)
 ) partition by range (request_id);
 
 -- No index names the status, so that ending a request changes no index.

@@ -22,7 +22,7 @@ $$;
 create function pgnexus.read_results(p_messages jsonb[]) returns table (
   ordinal bigint, request_id uuid, status text, agent_id text, model text, provider text, output jsonb, error jsonb,
   prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, cost numeric,
-  duration_ms bigint, attempts int, message jsonb)
+  duration_ms bigint, attempts int, message jsonb, reasoning_tokens bigint, cache_write_tokens bigint)
 language sql immutable set search_path = pg_catalog, pgnexus as $$
   select m.ordinal,
          case when m.message ->> 'status' in ('success', 'failed', 'timeout', 'cancelled')
@@ -50,7 +50,9 @@ language sql immutable set search_path = pg_catalog, pgnexus as $$
          pgnexus.try_amount(m.message ->> 'cost'),
          pgnexus.try_count(m.message ->> 'latency_ms'),
          least(coalesce(pgnexus.try_count(m.message ->> 'attempts'), 0), 2147483647)::int,
-         m.message
+         m.message,
+         nullif(pgnexus.try_count(m.message #>> '{usage,reasoning_tokens}'), 0),
+         nullif(pgnexus.try_count(m.message #>> '{usage,cache_write_tokens}'), 0)
   from unnest(p_messages) with ordinality as m (message, ordinal)
 $$;
 
@@ -72,17 +74,18 @@ begin
     set status = f.status, output = f.output, error = f.error, model = coalesce(f.model, j.model),
         provider = coalesce(f.provider, j.provider), prompt_tokens = f.prompt_tokens,
         completion_tokens = f.completion_tokens, total_tokens = f.total_tokens, cached_tokens = f.cached_tokens,
-        cost = f.cost, duration_ms = f.duration_ms, attempts = f.attempts, finished_at = clock_timestamp()
+        cost = f.cost, duration_ms = f.duration_ms, attempts = f.attempts, finished_at = clock_timestamp(),
+        reasoning_tokens = f.reasoning_tokens, cache_write_tokens = f.cache_write_tokens
     from firsts f
     where j.request_id = f.request_id and j.status in ('enqueued', 'scheduled')
     returning j.request_id, f.message
   ), inserted as (
     insert into pgnexus.job_results as j (
       request_id, status, workflow, agent_id, model, provider, output, error, prompt_tokens, completion_tokens,
-      total_tokens, cached_tokens, cost, duration_ms, attempts, finished_at)
+      total_tokens, cached_tokens, cost, duration_ms, attempts, finished_at, reasoning_tokens, cache_write_tokens)
     select f.request_id, f.status, 'LLMRequestWorkflow', f.agent_id, f.model, f.provider, f.output, f.error,
            f.prompt_tokens, f.completion_tokens, f.total_tokens, f.cached_tokens, f.cost, f.duration_ms, f.attempts,
-           clock_timestamp()
+           clock_timestamp(), f.reasoning_tokens, f.cache_write_tokens
     from firsts f
     where not exists (select from pgnexus.job_results k where k.request_id = f.request_id)
     on conflict do nothing
@@ -109,7 +112,8 @@ create function pgnexus.book_late_results(p_messages jsonb[], p_ended uuid[]) re
 language sql set search_path = pg_catalog, pgnexus as $$
   update pgnexus.job_results j
   set prompt_tokens = l.prompt_tokens, completion_tokens = l.completion_tokens, total_tokens = l.total_tokens,
-      cached_tokens = l.cached_tokens, cost = l.cost, attempts = greatest(j.attempts, l.attempts)
+      cached_tokens = l.cached_tokens, cost = l.cost, attempts = greatest(j.attempts, l.attempts),
+      reasoning_tokens = l.reasoning_tokens, cache_write_tokens = l.cache_write_tokens
   from (
     select distinct on (r.request_id) r.*
     from pgnexus.read_results(p_messages) r

@@ -49,11 +49,11 @@ begin
   order by t.failed_at desc limit 1;
   perform nexus.publish(
     array[coalesce(new.input ->> 'reply_to', 'ai_results')],
-    array[case
+    array[nexus.count_calls(case
       when new.cancelled_at is not null then nexus.failure(new.input, 'cancelled', 'cancelled', 'cancelled')
       else nexus.failure(new.input, 'failed', 'worker_lost', coalesce(v_error, 'the run failed'))
            || jsonb_build_object('attempts', coalesce(v_attempts, 0)) || coalesce(v_details, '{}')
-    end],
+    end, new.run_id)],
     true);
   return null;
 end

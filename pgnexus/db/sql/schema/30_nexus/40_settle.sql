@@ -1,7 +1,7 @@
 -- T3: end a batch of requests. Completion, publishing and the books are one transaction.
 
 -- Each item: {run_id, step, attempt, outcome, result | details, error, delay, reply_to, calls}, where outcome is
---   success  publish result (docs/wire.md) and complete the run
+--   success  publish result (docs/wire.md) and complete the run; saving is what may be kept of the answer
 --   failed   fail the run; details is laid over the failure that is published
 --   retry    put it back for a later attempt, after delay seconds
 --   release  put it back at once; counts no attempt
@@ -28,6 +28,9 @@ begin
     v_done := array(select nexus.settle_all(v_outcome, p_worker_id, v_runs, v_steps, v_attempts, v_items, p_notify));
     v_settled := v_settled || v_done;
   end loop;
+  if cardinality(v_settled) < cardinality(p_items) then
+    perform nexus.note_late(p_items, v_settled);
+  end if;
   return query select unnest(v_settled);
 end
 $$;
@@ -38,24 +41,30 @@ create function nexus.settle_all(
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_done uuid[];
+  v_again uuid[];
 begin
   if p_outcome = 'success' then
     v_done := array(select pgflow.complete_chains(
       'llm_request_workflow', p_worker_id, p_runs, p_steps, p_attempts,
       array(select jsonb_build_object('route_llm', (i.item -> 'result') - '{response,message}'::text[])
             from unnest(p_items) with ordinality as i (item, n) order by i.n)));
+    v_again := nexus.called_before(p_items);
     perform nexus.publish(
       array_agg(coalesce(i.item ->> 'reply_to', 'ai_results')),
-      array_agg(case when i.attempt <= 1 then i.item -> 'result'
-                     else nexus.count_calls(i.item -> 'result', i.run_id, i.attempt) end), p_notify)
-    from unnest(p_runs, p_attempts, p_items) as i (run_id, attempt, item) where i.run_id = any (v_done)
+      array_agg(case when i.run_id = any (v_again) then nexus.count_calls(i.item -> 'result', i.run_id)
+                     else i.item -> 'result' end), p_notify)
+    from unnest(p_runs, p_items) as i (run_id, item) where i.run_id = any (v_done)
     having count(*) > 0;
+    if exists (select from unnest(p_items) as i (item) where i.item ? 'saving') then
+      perform nexus.save_answers(array(
+        select i.item from unnest(p_runs, p_items) as i (run_id, item)
+        where i.run_id = any (v_done) and i.item ? 'saving'));
+    end if;
   elsif p_outcome = 'failed' then
     v_done := array(select pgflow.fail_chains(
       'llm_request_workflow', p_worker_id, p_runs, p_steps, p_attempts,
       array(select i.item ->> 'error' from unnest(p_items) with ordinality as i (item, n) order by i.n),
-      array(select nexus.count_calls(i.item -> 'details', i.run_id, i.attempt)
-            from unnest(p_runs, p_attempts, p_items) with ordinality as i (run_id, attempt, item, n) order by i.n)));
+      array(select i.item -> 'details' from unnest(p_items) with ordinality as i (item, n) order by i.n)));
   elsif p_outcome = 'park' then
     v_done := array(select nexus.park(
       p_worker_id, array_agg(i.run_id), array_agg(i.step), array_agg(i.attempt), array_agg(i.item ->> 'scope'),

@@ -1,0 +1,1 @@
+select nexus.amend_results(%(limit)s) as amended

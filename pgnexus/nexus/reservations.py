@@ -1,0 +1,258 @@
+"""Nexus side, before each provider call: it is noted as in flight, so that it is paid for if this worker dies.
+
+The notes of many calls are one row, stored at once and without waiting for the disk. They go when the calls are in
+the books. Of a worker that is dead nexus.bury makes `unknown` attempts out of what is left of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import psycopg
+from pydantic_core import to_json
+
+from pgnexus.db.database import Database
+from pgnexus.errors import DatabaseUnavailable
+from pgnexus.nexus.attempt import Charge, Estimate
+
+log = logging.getLogger(__name__)
+
+_MOST_A_ROW: Final = 500
+_LINGER: Final = 1.0  # seconds until rows that are done with go, when no others come
+_LONGEST_BACKOFF: Final = 1.0
+
+_Note = tuple[Any, ...]
+_Key = tuple[UUID, int, int]  # a request, how often it was taken up, and the number of the call then
+
+
+class Named(Protocol):
+    """Whoever is asked."""
+
+    @property
+    def provider(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+
+class Reservation:
+    """One call in flight."""
+
+    __slots__ = ("ended", "key", "note", "row")
+
+    def __init__(self, row: _Row, key: _Key, note: _Note) -> None:
+        self.row = row
+        self.key = key
+        self.note = note
+        self.ended = False
+
+    async def stored(self) -> None:
+        """Wait until the note is in the database; raises when the database refuses it."""
+        await self.row.stored.wait()
+        if self.row.fault is not None:
+            raise self.row.fault
+
+    def end(self) -> bool:
+        """The call is in the books, or was never made; whether it was the last one of a row that is stored."""
+        self.ended = True
+        self.row.open -= 1
+        return self.row.open == 0 and self.row.sent
+
+
+class _Row:
+    """The calls of one flush."""
+
+    __slots__ = ("calls", "fault", "lost", "number", "open", "sent", "stored")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.calls: list[Reservation] = []
+        self.open = 0
+        self.sent = False
+        self.lost = False
+        self.stored = asyncio.Event()
+        self.fault: Exception | None = None
+
+
+class Reservations:
+    """This worker's calls in flight, and their notes in the database.
+
+    A database that is away holds up only those who wait for `Reservation.stored`. What is noted meanwhile is no more
+    than what is in flight: no call is settled without the database either.
+    """
+
+    def __init__(self, db: Database, instance_id: UUID) -> None:
+        self._db = db
+        self._instance_id = instance_id
+        self._open: dict[_Key, Reservation] = {}
+        self._rows: deque[_Row] = deque()  # not stored yet; the last one is being filled
+        self._numbers = 0
+        self._done: list[int] = []  # rows whose calls are all in the books
+        self._lost: list[int] = []  # rows whose calls others have been given
+        self._flushing: asyncio.Task[None] | None = None
+        self._lingering: asyncio.TimerHandle | None = None
+        self._closing = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are not in the books yet."""
+        return len(self._open)
+
+    def open(
+        self,
+        request_id: UUID,
+        attempt: int,
+        number: int,
+        candidate: Named,
+        estimate: Estimate,
+        charges: Sequence[Charge],
+    ) -> Reservation:
+        """Note a call: ``attempt`` counts how often its request was taken up, ``number`` the calls of that time."""
+        row = self._filling()
+        note = (
+            request_id,
+            attempt,
+            number,
+            datetime.now(UTC),
+            candidate.provider,
+            candidate.model,
+            estimate.prompt_tokens,
+            estimate.completion_tokens,
+            estimate.cost,
+            [charge.to_json() for charge in charges] if charges else (),
+        )
+        reservation = Reservation(row, (request_id, attempt, number), note)
+        row.calls.append(reservation)
+        row.open += 1
+        self._open[reservation.key] = reservation
+        return reservation
+
+    def booked(self, calls: Iterable[_Key]) -> None:
+        """These calls are in the books, each (request_id, attempt, number): their settlement is committed."""
+        for call in calls:
+            reservation = self._open.pop(call, None)
+            if reservation is not None:
+                self._end(reservation)
+
+    def withdraw(self, reservation: Reservation) -> None:
+        """The call was never made."""
+        if self._open.pop(reservation.key, None) is not None:
+            self._end(reservation)
+
+    def forget(self) -> None:
+        """This worker was given up and others have its work: what it had in flight goes into the books as unknown.
+
+        A call that is settled all the same takes that place.
+        """
+        for reservation in self._open.values():
+            row = reservation.row
+            if not row.lost:
+                row.lost = True
+                if row.sent:
+                    self._lost.append(row.number)
+        self._open.clear()
+        if self._rows:  # what comes now is none of that
+            self._rows.append(self._next_row())
+        self._linger()
+
+    async def close(self) -> None:
+        """Store what is left to be stored, unless the database is away; what is still in flight is `bury`'s then."""
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        self._closing.set()
+        self._start()
+        while self._flushing is not None:
+            await asyncio.wait([self._flushing])
+
+    def _filling(self) -> _Row:
+        if not self._rows or len(self._rows[-1].calls) >= _MOST_A_ROW:
+            self._rows.append(self._next_row())
+            if self._flushing is None and len(self._rows) == 1:
+                # what is noted in this turn of the loop goes together
+                asyncio.get_running_loop().call_soon(self._start)
+        return self._rows[-1]
+
+    def _next_row(self) -> _Row:
+        self._numbers += 1
+        return _Row(self._numbers)
+
+    def _end(self, reservation: Reservation) -> None:
+        if reservation.end():
+            self._done.append(reservation.row.number)
+            self._linger()
+
+    def _linger(self) -> None:
+        """See that what is done with goes, also when no more calls come."""
+        if self._lingering is None and self._flushing is None:
+            self._lingering = asyncio.get_running_loop().call_later(_LINGER, self._lingered)
+
+    def _lingered(self) -> None:
+        self._lingering = None
+        self._start()
+
+    def _start(self) -> None:
+        if self._flushing is None and (self._rows or self._done or self._lost):
+            self._flushing = asyncio.create_task(self._flush(), name="reservations")
+            self._flushing.add_done_callback(self._flushed)
+
+    def _flushed(self, task: asyncio.Task[None]) -> None:
+        self._flushing = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("reservations: failed in our own code", exc_info=error)
+        if self._rows or self._closing.is_set():
+            self._start()
+        elif self._done or self._lost:
+            self._linger()
+
+    async def _flush(self) -> None:
+        """Store row after row, and with the first of them drop what is done with."""
+        while True:
+            row = self._rows.popleft() if self._rows else _Row(0)
+            row.sent = True
+            row.fault = await self._store(row.number, [call.note for call in row.calls if not call.ended])
+            row.calls.clear()
+            row.stored.set()
+            if row.lost:
+                self._lost.append(row.number)
+            if not self._rows:
+                return
+
+    async def _store(self, number: int, notes: list[_Note]) -> Exception | None:
+        """Why the notes could not be stored, if so; an outage is waited out."""
+        done, self._done = self._done, []
+        lost, self._lost = self._lost, []
+        if not (notes or done or lost):
+            return None
+        params = {
+            "instance_id": self._instance_id,
+            "number": number,
+            "calls": to_json(notes).decode() if notes else None,
+            "done": done,
+            "lost": lost,
+        }
+        for tries in range(1, 1_000_000):
+            try:
+                await self._db.query("reserve", params)
+                return None
+            except DatabaseUnavailable as error:  # said again, it changes nothing
+                if self._closing.is_set():
+                    return error
+                await self._wait(tries)
+            except psycopg.Error as error:
+                log.error("calls in flight are not noted: %s", error)
+                return error
+        raise AssertionError("unreachable")
+
+    async def _wait(self, tries: int) -> None:
+        seconds = random.uniform(0.05, min(_LONGEST_BACKOFF, 0.1 * 2.0 ** min(tries, 10)))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
