@@ -17,7 +17,7 @@ from pgnexus.providers import openai_chat
 from pgnexus.providers.catalogue import Vendor
 from pgnexus.providers.provider import Completion
 
-_PART_TYPES = {"text": "input_text", "image_url": "input_image", "file": "input_file"}
+_PART_TYPES = {"text": "input_text", "file": "input_file"}
 
 
 def body(request: LLMRequest, model: str, vendor: Vendor, *, stream: bool = False) -> bytes:
@@ -131,7 +131,9 @@ def _finish_reason(answer: dict[str, Any], where: str) -> str:
 def _items(message: Message) -> list[dict[str, Any]]:
     """One chat message as input items."""
     if message.role == "tool":
-        output = message.content if isinstance(message.content, str) else to_json(message.content).decode()
+        output: Any = message.content
+        if isinstance(output, list):
+            output = [_part(part, message.role) for part in output]
         return [{"type": "function_call_output", "call_id": message.tool_call_id, "output": output}]
     items: list[dict[str, Any]] = []
     if message.content is not None:
@@ -156,7 +158,7 @@ def _part(part: dict[str, Any], role: str) -> dict[str, Any]:
             else {"image_url": image}
         )
         return {"type": "input_image", **image}
-    return {**part, "type": _PART_TYPES.get(str(kind), kind)}
+    return {**(_flat(part, "file") if kind == "file" else part), "type": _PART_TYPES.get(str(kind), kind)}
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,10 @@ from pydantic_core import to_json
 from pgnexus.errors import ProviderError, ProviderTimeout
 from pgnexus.messages import LLMRequest, Usage
 from pgnexus.providers.catalogue import catalogue
-from pgnexus.providers.provider import Completion, Provider
+from pgnexus.providers.provider import Completion, Delta, OnDelta, Provider
 from pgnexus.settings import Settings
+
+_WORD = re.compile(r"\S+\s*|\s+")
 
 Answer = Any
 Answerer = Callable[[LLMRequest], Answer | Awaitable[Answer]]
@@ -41,7 +44,8 @@ class FakeLLM:
     ``answer`` is what a model says, or a function of the `LLMRequest`, async or not, that returns it: a text; any other
     JSON value or a model, which is said as JSON; a `Completion` with all that a provider tells; or a
     `ProviderError`, which may be raised, too. Routes and models are those of the settings, as if all keys were
-    there; tokens are counted in words. ``calls`` are those that were made, the oldest first.
+    there; tokens are counted in words. ``calls`` are those that were made, the oldest first. A request that is
+    streamed is told its answer word by word.
 
         fake = FakeLLM(lambda request: "Paris." if "France" in request.messages[-1].content else "No idea.")
         async with pgnexus.open(database_url=url, providers=fake) as llm:
@@ -74,14 +78,21 @@ class _FakeProvider:
     name: str
     _complete: Callable[[Call], Awaitable[Completion]]
 
-    async def complete(self, request: LLMRequest, model: str, *, timeout: float) -> Completion:
+    async def complete(
+        self, request: LLMRequest, model: str, *, timeout: float, on_delta: OnDelta | None = None
+    ) -> Completion:
         try:
             async with asyncio.timeout(timeout):
-                return await self._complete(Call(request, self.name, model))
+                completion = await self._complete(Call(request, self.name, model))
         except ProviderError:
             raise
         except TimeoutError:
             raise ProviderTimeout(f"{self.name}: no answer within {timeout:g} s") from None
+        if on_delta is not None:
+            for delta in _deltas(completion):
+                on_delta(delta)
+                await asyncio.sleep(0)  # as a network would, let others have their turn
+        return completion
 
     async def close(self) -> None:
         pass
@@ -96,6 +107,16 @@ def _completion(call: Call, text: str) -> Completion:
         finish_reason="stop",
         usage=Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=asked + said),
     )
+
+
+def _deltas(completion: Completion) -> list[Delta]:
+    """The answer in pieces: its reasoning and its text by words, each tool call whole."""
+    calls = completion.message.get("tool_calls") or ()
+    return [
+        *(Delta(reasoning=word) for word in _WORD.findall(completion.message.get("reasoning_content") or "")),
+        *(Delta(text=word) for word in _WORD.findall(completion.text or "")),
+        *(Delta(tool_calls=({"index": index, **call},)) for index, call in enumerate(calls)),
+    ]
 
 
 def _text(request: LLMRequest, answer: Answer) -> str:

@@ -44,6 +44,19 @@ async def test_a_real_answer_and_the_same_again(local, ask):
     assert again[0] == again[1]
 
 
+async def test_a_streamed_answer_is_the_same(local, ask):
+    question, deltas = ask("What is the capital of France?", max_tokens=20), []
+    await local.complete(
+        question, LOCAL_MODEL, timeout=60
+    )  # with the prompt in its cache, all that follow are equal
+    plain = await local.complete(question, LOCAL_MODEL, timeout=60)
+    streamed = await local.complete(question, LOCAL_MODEL, timeout=60, on_delta=deltas.append)
+    assert (streamed.text, streamed.finish_reason) == (plain.text, plain.finish_reason)
+    assert streamed.usage == plain.usage
+    assert "".join(delta.text for delta in deltas) == plain.text
+    assert len(deltas) > 1
+
+
 async def test_it_keeps_to_a_schema(local, ask):
     schema = {
         "type": "object",

@@ -86,17 +86,59 @@ class TestAnswers:
         got = await (await serve(replies(answer() | {"usage": usage}))).complete(ask(), "gpt-4o", timeout=5)
         assert got.usage == Usage()
 
+    async def test_usage_of_reasoning_and_caches(self, serve, ask):
+        body = answer()
+        body["usage"] = {
+            "prompt_tokens": 100,
+            "completion_tokens": 50,
+            "total_tokens": 150,
+            "prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 30},
+            "completion_tokens_details": {"reasoning_tokens": 40},
+        }
+        got = await (await serve(replies(body))).complete(ask(), "gpt-4o", timeout=5)
+        assert got.usage == Usage(
+            prompt_tokens=100,
+            completion_tokens=50,
+            total_tokens=150,
+            cached_tokens=60,
+            cache_write_tokens=30,
+            reasoning_tokens=40,
+        )
+
+    async def test_a_part_is_never_more_than_the_whole(self, serve, ask):
+        body = answer()
+        body["usage"] = {
+            "prompt_tokens": 10,
+            "completion_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 1e9},
+            "completion_tokens_details": {"reasoning_tokens": 6},
+        }
+        got = await (await serve(replies(body))).complete(ask(), "gpt-4o", timeout=5)
+        assert (got.usage.cached_tokens, got.usage.cache_write_tokens) == (8, 2)
+        assert got.usage.reasoning_tokens == 5
+
+    @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+    async def test_reasoning_has_one_name(self, serve, ask, name):
+        message = {"content": "Paris.", name: "France, so", "refusal": None, "annotations": []}
+        got = await (await serve(replies(answer(message=message)))).complete(ask(), "gpt-4o", timeout=5)
+        assert got.message == {
+            "role": "assistant",
+            "content": "Paris.",
+            "reasoning_content": "France, so",
+        }
+
     async def test_parts_and_tool_calls_of_careless_servers(self, serve, ask):
         message = {
             "content": [
-                {"type": "thinking", "thinking": []},
+                {"type": "thinking", "thinking": [{"type": "text", "text": "France"}]},
                 {"type": "text", "text": "Par"},
                 {"type": "text", "text": "is"},
             ],
             "tool_calls": [{"function": {"name": "f", "arguments": {"b": 1, "a": 2}}}],
         }
         got = await (await serve(replies(answer(message=message)))).complete(ask(), "gpt-4o", timeout=5)
-        assert got.text == "Paris"
+        assert (got.text, got.message["content"]) == ("Paris", "Paris")
+        assert got.message["reasoning_content"] == "France"
         assert got.message["tool_calls"] == [
             {"function": {"name": "f", "arguments": '{"b":1,"a":2}'}, "id": "call_0", "type": "function"}
         ]
@@ -147,6 +189,59 @@ class TestWhatGoesOut:
             },
             {"type": "function_call", "call_id": "c1", "name": "look_up", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "c1", "output": "a cat"},
+        ]
+
+    async def test_choices_of_tools_and_of_formats_in_both_forms(self, llmock, wire, ask):
+        provider = wire(llmock.base_url())
+        choice = {"type": "function", "function": {"name": "look_up"}}
+        for tool_choice, flat in (
+            ("required", "required"),
+            (choice, {"type": "function", "name": "look_up"}),
+        ):
+            request = ask(
+                tools=TOOLS, tool_choice=tool_choice, response_format={"type": "json_object"}, top_p=0.5
+            )
+            await provider.complete(request, "gpt-4o", timeout=5)
+            body = llmock.last_request.body
+            assert (body["tool_choice"], body["response_format"]) == (tool_choice, {"type": "json_object"})
+            await provider.complete(request, "gpt-5.3-codex", timeout=5)
+            body = llmock.last_request.body
+            assert (body["tool_choice"], body["text"]) == (flat, {"format": {"type": "json_object"}})
+            assert body["top_p"] == 0.5
+
+    async def test_an_answer_goes_back_into_a_conversation(self, llmock, wire, ask):
+        """What one answer was, with its reasoning, is a message of the next request in both forms."""
+        call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+        said = {"role": "assistant", "content": "Wait.", "reasoning_content": "Hm.", "tool_calls": [call]}
+        result = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "a cat"}]}
+        messages = [{"role": "user", "content": "What?"}, said, result]
+        provider = wire(llmock.base_url())
+        await provider.complete(ask(messages=messages), "gpt-4o", timeout=5)
+        assert llmock.last_request.body["messages"] == messages
+        await provider.complete(ask(messages=messages), "gpt-5.3-codex", timeout=5)
+        assert llmock.last_request.body["input"] == [
+            {"role": "user", "content": "What?"},
+            {"role": "assistant", "content": "Wait."},
+            {"type": "function_call", "call_id": "c1", "name": "look_up", "arguments": "{}"},
+            {
+                "type": "function_call_output",
+                "call_id": "c1",
+                "output": [{"type": "input_text", "text": "a cat"}],
+            },
+        ]
+
+    async def test_files_and_sounds_in_the_responses_form(self, llmock, wire, ask):
+        parts = [
+            {"type": "text", "text": "Read."},
+            {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AA"}},
+            {"type": "image_url", "image_url": "https://host.test/a.png"},
+        ]
+        request = ask(messages=[{"role": "user", "content": parts}])
+        await wire(llmock.base_url()).complete(request, "gpt-5.3-codex", timeout=5)
+        assert llmock.last_request.body["input"][0]["content"] == [
+            {"type": "input_text", "text": "Read."},
+            {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AA"},
+            {"type": "input_image", "image_url": "https://host.test/a.png"},
         ]
 
     async def test_names_that_differ_between_vendors(self, llmock, wire, ask):
@@ -265,6 +360,27 @@ class TestRefusals:
             with pytest.raises(TooManyRequests) as caught:
                 await provider.complete(ask(), "gpt-4o", timeout=5)
             assert caught.value.retry_after is None
+
+    @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529])
+    async def test_retry_after_whatever_the_status(self, serve, ask, status):
+        provider = await serve(replies(b"{}", status, Retry_After="7"))
+        with pytest.raises(ProviderError) as caught:
+            await provider.complete(ask(), "gpt-4o", timeout=5)
+        assert (caught.value.retry_after, caught.value.retryable) == (7, True)
+
+    async def test_retry_after_in_milliseconds_is_the_more_exact(self, serve, ask):
+        provider = await serve(replies(b"{}", 429, Retry_After="1", Retry_After_Ms="250"))
+        with pytest.raises(TooManyRequests) as caught:
+            await provider.complete(ask(), "gpt-4o", timeout=5)
+        assert caught.value.retry_after == 0.25
+
+    async def test_a_date_is_read_by_the_clock_of_the_vendor(self, serve, ask):
+        now = datetime(2020, 1, 1, tzinfo=UTC)  # it goes wrong by years
+        then = format_datetime(now + timedelta(seconds=30), usegmt=True)
+        provider = await serve(replies(b"{}", 503, Date=format_datetime(now, usegmt=True), Retry_After=then))
+        with pytest.raises(ProviderUnavailable) as caught:
+            await provider.complete(ask(), "gpt-4o", timeout=5)
+        assert caught.value.retry_after == 30
 
     async def test_google_says_it_in_the_body(self, serve, ask):
         details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "41.5s"}]
@@ -389,10 +505,13 @@ class TestTheNetwork:
         with pytest.raises(ProviderUnavailable):
             await (await serve(handler)).complete(ask(), "gpt-4o", timeout=5)
 
-    async def test_no_answer_in_time(self, llmock, wire, ask):
-        llmock.delay(2)
+    async def test_no_answer_in_time(self, serve, ask):
+        async def handler(_: web.Request) -> web.Response:
+            await asyncio.Event().wait()
+            return web.Response()
+
         with pytest.raises(ProviderTimeout, match=r"within 0\.1 s"):
-            await wire(llmock.base_url()).complete(ask(), "gpt-4o", timeout=0.1)
+            await (await serve(handler)).complete(ask(), "gpt-4o", timeout=0.1)
 
     async def test_a_cancelled_call_closes_its_connection(self, serve, ask):
         asked, gone = asyncio.Event(), asyncio.Event()

@@ -11,8 +11,9 @@ import pytest
 
 import pgnexus
 from pgnexus.errors import ModelNotFound, QuotaSpent, RateLimited, RequestFailed, TooManyRequests
-from pgnexus.messages import Usage
+from pgnexus.messages import LLMRequest, Usage, new_request_id
 from pgnexus.providers import Completion
+from pgnexus.settings import Settings
 from pgnexus.testing import FakeLLM
 from tests.system import fast
 
@@ -97,6 +98,24 @@ async def test_a_whole_completion_is_passed_on(database_url):
         result = await llm.call("gpt-4o", "x")
     assert (result.finish_reason, result.usage, result.cost) == ("length", usage, result.cost)
     assert result.cost is not None
+
+
+async def test_an_answer_is_streamed_word_by_word():
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {
+        "role": "assistant",
+        "content": "It is  Paris.",
+        "reasoning_content": "Let me see",
+        "tool_calls": [call],
+    }
+    completion = Completion(message, "It is  Paris.", "gpt-4o", "tool_calls", Usage())
+    provider, deltas = FakeLLM(completion)(Settings())["openai"], []
+    request = LLMRequest(request_id=new_request_id(), messages=[{"role": "user", "content": "x"}])
+    got = await provider.complete(request, "gpt-4o", timeout=5, on_delta=deltas.append)
+    assert got == completion
+    assert [delta.text for delta in deltas if delta.text] == ["It ", "is  ", "Paris."]
+    assert [delta.reasoning for delta in deltas if delta.reasoning] == ["Let ", "me ", "see"]
+    assert [delta.tool_calls for delta in deltas if delta.tool_calls] == [({"index": 0, **call},)]
 
 
 @pytest.mark.parametrize(
