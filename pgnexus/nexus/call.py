@@ -69,10 +69,10 @@ class Call:
 
     async def _made(self, timeout: float, watched: telemetry.ProviderCall) -> Completion | ProviderError:
         """The call itself, with everything noted that is to be known of it."""
+        await self._reserve()
         self._started_at, self._start = datetime.now(UTC), self._clock()
         answer: Completion | ProviderError | None = None
         try:
-            await self._reserve()
             answer = await self._ask(timeout, watched)
             return answer
         finally:
@@ -119,8 +119,14 @@ class Call:
         reservation = reservations.open(
             errand.request.request_id, errand.attempt, number, self._candidate, self._estimate(), charges
         )
-        if charges:
+        if not charges:
+            return
+        try:
             await reservation.stored()
+        except BaseException:  # given up before the call began
+            reservations.withdraw(reservation)
+            self._permit.cancel()
+            raise
 
     async def _ask(self, timeout: float, watched: telemetry.ProviderCall) -> Completion | ProviderError:
         errand, candidate = self._errand, self._candidate
@@ -195,9 +201,9 @@ class Call:
 
     def _price(self, model: str, usage: Usage) -> Decimal | None:
         """By the name that the vendor gave, else by the one it was asked by."""
-        price = cost(self._vendor, model, usage)
+        price = cost(self._vendor, model, usage, self._with.settings)
         if price is None and model != self._candidate.model:
-            price = cost(self._vendor, self._candidate.model, usage)
+            price = cost(self._vendor, self._candidate.model, usage, self._with.settings)
         return price
 
     def _left(self) -> float:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pgnexus.messages import LLMRequest
 from pgnexus.nexus.attempt import Attempt
 from pgnexus.nexus.breakers import Breakers
 from pgnexus.nexus.complaints import Complaints
 from pgnexus.nexus.limits.gate import Gate
+from pgnexus.nexus.reservations import Reservations
 from pgnexus.providers.catalogue import Vendor
 from pgnexus.providers.provider import Delta, Provider
 from pgnexus.settings import Settings
-
-if TYPE_CHECKING:
-    from pgnexus.nexus.reservations import Reservations
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from pgnexus.errors import InvalidSettings
 from pgnexus.messages import ApiVersion, Complexity, LLMRequest, ModelInfo
@@ -14,6 +13,7 @@ from pgnexus.nexus.errand import Errand, Instruments
 from pgnexus.nexus.journey import Journey
 from pgnexus.nexus.limits.gate import Gate
 from pgnexus.nexus.outcome import RouteOutcome
+from pgnexus.nexus.reservations import Reservations
 from pgnexus.nexus.selection import (
     Candidate,
     Conditions,
@@ -26,9 +26,6 @@ from pgnexus.nexus.selection import (
 from pgnexus.providers.catalogue import LOCAL, catalogue
 from pgnexus.providers.provider import Provider
 from pgnexus.settings import Settings
-
-if TYPE_CHECKING:
-    from pgnexus.nexus.reservations import Reservations
 
 
 class LLMRouter:
@@ -98,8 +95,8 @@ class LLMRouter:
         return [
             ModelInfo(name, model, reason is None, reason)
             for name, vendor in self._vendors.items()
-            for reason in (self._why_unusable(name),)
             for model in vendor.models
+            for reason in (self._why_unusable(name) or self._why_not_now(name, model),)
         ]
 
     async def route(self, request: LLMRequest, *, timeout: float | None = None) -> RouteOutcome:
@@ -121,6 +118,13 @@ class LLMRouter:
     def by_standing(self) -> bool:
         """Whether a route orders by latency or success rate, so that `conditions` has to be kept."""
         return self._selector.by_standing
+
+    def _why_not_now(self, provider: str, model: str) -> str | None:
+        """What will pass by itself: an open breaker, a limit that is met."""
+        breakers, gate = self._instruments.breakers, self._instruments.gate
+        if breakers is not None and breakers.open_for(Candidate(provider, model)) is not None:
+            return f"{provider}/{model} failed too often, or asked to be left alone: its breaker is open"
+        return None if gate is None else gate.why(provider, model)
 
     def _why_unusable(self, name: str) -> str | None:
         reason = self._selector.why_unusable(name)

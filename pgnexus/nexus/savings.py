@@ -96,9 +96,9 @@ class Savings:
         except DatabaseUnavailable as error:
             log.warning("request %s: asked anew, no saving could be looked up: %s", request.request_id, error)
             return "ask"
-        if row.found == "follow":
+        if row.how == "follow":
             return "follow"
-        return _found(row.found, row.answer) if row.answer is not None else "ask"
+        return _found(row.how, row.answer) if row.answer is not None else "ask"
 
 
 def _found(how: Literal["cached", "shared"], answer: dict[str, Any]) -> Found:

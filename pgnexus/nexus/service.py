@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic_core import to_json
-
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
 from pgnexus.flow.recovery import Recovery
 from pgnexus.flow.registry import Registry
 from pgnexus.messages import REQUESTS_CHANNEL
+from pgnexus.nexus.bookkeeper import Bookkeeper
+from pgnexus.nexus.breakers import Breakers
+from pgnexus.nexus.chunks import ChunkWriter
 from pgnexus.nexus.consumer import QueueConsumer
+from pgnexus.nexus.housekeeping import Housekeeping
+from pgnexus.nexus.limits.gate import Gate
+from pgnexus.nexus.model_board import ModelBoard
+from pgnexus.nexus.reservations import Reservations
 from pgnexus.nexus.router import LLMRouter
+from pgnexus.nexus.savings import Savings
 from pgnexus.nexus.settler import Settler
 from pgnexus.nexus.workflow import FLOW_SLUG, LLMRequestWorkflow
 from pgnexus.providers.provider import Provider
@@ -21,7 +27,7 @@ from pgnexus.settings import Settings
 
 
 class NexusService:
-    """QueueConsumer, LLMRequestWorkflow, LLMRouter, Registry and Recovery, started and stopped in order."""
+    """Everything of the nexus side in one process, started and stopped in order."""
 
     def __init__(
         self,
@@ -34,7 +40,6 @@ class NexusService:
         self._db = db
         self._settings = settings
         self._providers = providers
-        self.router = LLMRouter(settings, providers)
         self.registry = Registry(
             db.url,
             FLOW_SLUG,
@@ -42,20 +47,37 @@ class NexusService:
             lease=settings.worker_lease,
             connect_timeout=settings.connect_timeout,
         )
-        workflow = LLMRequestWorkflow(self.router, settings)
-        self._settler = Settler(db, notifier, self.registry.instance_id())
-        self.consumer = QueueConsumer(db, listener, self.registry, workflow, self._settler, settings)
-        self._recovery = Recovery(
-            db, lambda: notifier.committed(REQUESTS_CHANNEL), interval=settings.heartbeat_interval
+        instance_id = self.registry.instance_id()
+        self._breakers = Breakers(db, listener, settings)
+        self._gate = Gate(db, settings, instance_id)
+        self._reservations = Reservations(db, instance_id)
+        self._chunks = ChunkWriter(db, largest=settings.max_message_bytes)
+        self.router = LLMRouter(
+            settings,
+            providers,
+            breakers=self._breakers,
+            gate=self._gate,
+            reservations=self._reservations,
         )
+        workflow = LLMRequestWorkflow(self.router, settings, savings=Savings(db), chunks=self._chunks)
+        self._settler = Settler(db, notifier, instance_id, on_booked=self._reservations.booked)
+        self.consumer = QueueConsumer(db, listener, self.registry, workflow, self._settler, settings)
+        self._board = ModelBoard(db, self.router, instance_id)
+        self._beside = (
+            Recovery(db, lambda: notifier.committed(REQUESTS_CHANNEL), interval=settings.heartbeat_interval),
+            Bookkeeper(db, instance_id, settings.heartbeat_interval),
+            Housekeeping(db, settings),
+        )
+        self.registry.on_lost(self._gate.forget)
+        self.registry.on_lost(self._reservations.forget)
 
     async def start(self) -> None:
         await self.registry.start(self._db)
-        models = [info._asdict() for info in self.router.available_models()]
-        await self._db.query(
-            "publish_models", {"worker_id": self.registry.instance_id(), "models": to_json(models).decode()}
-        )
-        self._recovery.start()
+        await self._gate.start()
+        self._breakers.start()
+        await self._board.start()
+        for loop in self._beside:
+            loop.start()
         self.consumer.start()
 
     def hurry(self) -> None:
@@ -65,8 +87,14 @@ class NexusService:
     async def stop(self) -> None:
         """Drain: finish what runs within drain_timeout or give it back, then leave."""
         await self.consumer.stop(self._settings.drain_timeout)
+        await self._chunks.close()
         await self._settler.close()
-        await self._recovery.stop()
+        await self._reservations.close()
+        await self._gate.stop()
+        await self._breakers.stop()
+        await self._board.stop()
+        for loop in self._beside:
+            await loop.stop()
         await self.registry.stop(self._db)
         for provider in self._providers.values():
             await provider.close()

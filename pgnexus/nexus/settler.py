@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
 import psycopg
@@ -28,8 +28,17 @@ MAX_BATCH = 500
 class Settler:
     """Completes, publishes and books in one transaction; tries until the database has taken it."""
 
-    def __init__(self, db: Database, notifier: Notifier, worker_id: UUID) -> None:
+    def __init__(
+        self,
+        db: Database,
+        notifier: Notifier,
+        worker_id: UUID,
+        *,
+        on_booked: Callable[[Iterable[tuple[UUID, int, int]]], None] = lambda _: None,
+    ) -> None:
+        """``on_booked`` hears of calls that are in the books, each (request_id, attempt, number)."""
         self._db = db
+        self._on_booked = on_booked
         self._notifier = notifier
         self._worker_id = worker_id
         self._batcher: Batcher[Settlement, bool] = Batcher(self._flush, max_batch=MAX_BATCH)
@@ -60,6 +69,7 @@ class Settler:
         settled: set[UUID] = set()
         for items in portions([s.to_item() for s in ordered], len):
             settled |= await self._store(items)
+        self._on_booked((s.claim.run_id, s.claim.attempt, call.number) for s in ordered for call in s.calls)
         return [s.claim.run_id in settled for s in settlements]
 
     async def _store(self, items: Sequence[str]) -> set[UUID]:

@@ -10,13 +10,14 @@ import asyncio
 import random
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from pgnexus.errors import InternalFailure, ProviderError, RequestCancelled
 from pgnexus.messages import LLMRequest, faults
 from pgnexus.nexus.attempt import Attempt
+from pgnexus.nexus.chunk_stream import ChunkStream
+from pgnexus.nexus.chunks import ChunkWriter
 from pgnexus.nexus.errand import Errand
 from pgnexus.nexus.outcome import RouteOutcome
 from pgnexus.nexus.router import LLMRouter
@@ -26,9 +27,6 @@ from pgnexus.nexus.settlement import Claim, Settlement, failed, succeeded, timed
 from pgnexus.providers.provider import Delta
 from pgnexus.settings import Settings
 from pgnexus.telemetry import METERS
-
-if TYPE_CHECKING:
-    from pgnexus.nexus.chunks import ChunkStream, ChunkWriter
 
 FLOW_SLUG = "llm_request_workflow"
 _LONGEST_DELAY = 300.0

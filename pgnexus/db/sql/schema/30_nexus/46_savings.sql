@@ -26,22 +26,22 @@ $$;
 -- What there is for a request: an answer ('cached' when it was made before the request was taken up, else 'shared'), somebody
 -- who is asking for it already ('follow'), or nothing: then it leads the flight that p_flight asks for ('lead') or not ('none').
 create function nexus.look_up(p_request_id uuid, p_key bytea, p_flight boolean)
-returns table (found text, answer jsonb)
+returns table (how text, answer jsonb)
 language plpgsql set search_path = pg_catalog, nexus as $$
 #variable_conflict use_column
 declare
   v_leader uuid;
 begin
-  select case when r.started_at < a.made_at then 'shared' else 'cached' end, a.answer into found, answer
+  select case when r.started_at < a.made_at then 'shared' else 'cached' end, a.answer into how, answer
   from nexus.answers a join pgflow.runs r on r.run_id = p_request_id
   where a.key = p_key and (a.keep_until > clock_timestamp() or r.started_at < a.made_at);
   if not found then
-    found := 'none';
+    how := 'none';
     if p_flight then
       insert into nexus.flights as f (key, request_id) values (p_key, p_request_id)
       on conflict (key) do update set request_id = f.request_id  -- to read it, whoever wrote it and when
       returning f.request_id into v_leader;
-      found := case when v_leader = p_request_id then 'lead' else 'follow' end;
+      how := case when v_leader = p_request_id then 'lead' else 'follow' end;
     end if;
   end if;
   return next;
