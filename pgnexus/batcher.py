@@ -49,6 +49,11 @@ class Batcher(Generic[Item, Out]):
             loop.call_soon(self._start)  # what is submitted in this turn of the loop goes together
         return await future
 
+    async def flushed(self) -> None:
+        """Wait until the flushes that run now are over; an item whose submitter is gone is in one of them or in none."""
+        if self._running:
+            await asyncio.wait(tuple(self._running))
+
     async def close(self) -> None:
         """Refuse new items and wait until all that were submitted have their outcome."""
         self._closed = True

@@ -48,6 +48,7 @@ REQUESTS_CHANNEL: Final = "pgnexus_requests"
 RESULTS_CHANNEL: Final = "pgnexus_results"
 DONE_CHANNEL: Final = "pgnexus_done"
 CANCEL_CHANNEL: Final = "pgnexus_cancel"
+CHUNKS_CHANNEL: Final = "pgnexus_chunks"
 
 
 def new_request_id() -> UUID:

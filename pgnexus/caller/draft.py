@@ -70,6 +70,7 @@ class Options(TypedDict, total=False):
     reply_to: str
     traceparent: str
     retry_of: UUID | str
+    stream: bool
     workflow: str
     instance_id: UUID | str
     job_id: str
@@ -87,6 +88,7 @@ _LOCAL = (
 )
 _AS_TEXT = ("tools", "response_format")
 _LONGEST = 10 * 365 * 86400.0
+_GRACE = 30.0  # seconds past a request's deadline for its timeout to be stored and told
 _KNOWN = frozenset(Options.__annotations__)
 
 
@@ -104,6 +106,11 @@ class RequestDraft:
     timeout: float | None = None
     lead: float = 0.0  # seconds before it may run
     any_model_that_sees: bool = False  # it has an image, and leaves the model to us
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds in which its result must have come; None without a deadline."""
+        return None if self.timeout is None else self.lead + self.timeout + _GRACE
 
     @classmethod
     def make(
@@ -176,7 +183,9 @@ def _message(
     complexity_or_model: str, messages: Messages, given: dict[str, Any], settings: Settings
 ) -> dict[str, Any]:
     if not isinstance(complexity_or_model, str) or not complexity_or_model:
-        raise InvalidRequest("the first argument is a complexity (simple, medium, complex, auto) or a model's name")
+        raise InvalidRequest(
+            "the first argument is a complexity (simple, medium, complex, auto) or a model's name"
+        )
     _check_first(complexity_or_model)
     if isinstance(messages, str) and messages:
         messages = [{"role": "user", "content": messages}]

@@ -67,6 +67,10 @@ class LlmRequestWorker:
         except psycopg.Error as error:
             raise refusal(error) from error
 
+    async def flushed(self) -> None:
+        """Wait until what is on its way to the database is there, or has failed."""
+        await self._batcher.flushed()
+
     async def close(self) -> None:
         await self._batcher.close()
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Unpack, get_args
 from uuid import UUID, uuid4
 
 from pgnexus import telemetry
+from pgnexus.caller.chunk_feeds import ChunkFeeds
 from pgnexus.caller.draft import Messages, Options, RequestDraft
 from pgnexus.caller.handle import RequestHandle
+from pgnexus.caller.leaver import Leaver
+from pgnexus.caller.outcome import successful
 from pgnexus.caller.progress import RequestProgress
 from pgnexus.caller.queue_health import QueueHealth
 from pgnexus.caller.request_worker import Accepted, LlmRequestWorker
 from pgnexus.caller.result_poller import LlmResultPoller
 from pgnexus.caller.results import Filters, JobResult
+from pgnexus.caller.stream import ResultStream
 from pgnexus.caller.vision import check_usable
 from pgnexus.caller.waiters import Waiters
 from pgnexus.db.database import Database
@@ -28,12 +32,9 @@ from pgnexus.errors import (
     ResultPending,
     ServiceMisused,
     UnknownRequest,
-    error_for,
 )
 from pgnexus.messages import Complexity, LLMResult, ModelInfo, complexity_for
 from pgnexus.settings import Settings
-
-_GRACE = 30.0  # seconds past a request's deadline for its timeout to be stored and told
 
 
 class LLMService:
@@ -49,6 +50,8 @@ class LLMService:
         self._settings = settings
         self._worker = LlmRequestWorker(db, notifier)
         self._waiters = Waiters(db, listener, poll_interval=settings.poll_interval)
+        self._feeds = ChunkFeeds(db, listener, poll_interval=settings.poll_interval)
+        self._leaver = Leaver(db, self._worker.flushed)
         self._poller = LlmResultPoller(db, listener, notifier, settings, self._waiters) if poller else None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._lease = {"lease": settings.worker_lease}
@@ -68,6 +71,7 @@ class LLMService:
             )
         self._home = (os.getpid(), asyncio.get_running_loop())
         self._waiters.start()
+        self._feeds.start()
         if self._poller is not None:
             self._poller.start()
 
@@ -77,8 +81,10 @@ class LLMService:
             return
         self._home = None
         await self._worker.close()
+        await self._leaver.close()
         if self._poller is not None:
             await self._poller.stop()
+        await self._feeds.stop()
         await self._waiters.stop()
 
     async def call(
@@ -87,6 +93,7 @@ class LLMService:
         messages: Messages,
         *,
         connection: None = None,
+        cancel_on_exit: bool | None = None,
         **options: Unpack[Options],
     ) -> LLMResult:
         """Ask and wait for the answer.
@@ -94,36 +101,121 @@ class LLMService:
         ``complexity_or_model`` is ``simple``, ``medium``, ``complex`` or ``auto``, or a model's name; ``messages``
         a text or a list in the form of OpenAI's chat completions. Raises `InvalidRequest` before anything is stored,
         a `RequestError` when the request ended without success, `DatabaseUnavailable`.
+
+        When the waiting task is cancelled the request is cancelled, too, if nobody can come back for its answer: with
+        neither ``request_id`` nor ``idempotency_key``. ``cancel_on_exit`` says so in any case, or in none.
         """
         if connection is not None:
             raise InvalidRequest("connection: a call cannot wait inside a transaction; enqueue there instead")
+        cancels = _cancels(cancel_on_exit, options)
         with telemetry.call(complexity_or_model, options) as watched:
-            return watched.arrived(await self._call(complexity_or_model, messages, options))
+            return watched.arrived(await self._call(complexity_or_model, messages, options, cancels))
 
-    async def _call(self, complexity_or_model: str, messages: Messages, options: Options) -> LLMResult:
-        with ExitStack() as subscribed:
-            with telemetry.send(options):
-                draft = self._draft(complexity_or_model, messages, options)
-                await self._check_vision([draft])
-                future = subscribed.enter_context(self._waiters.subscribe(draft.request_id))
-                accepted = await self._worker.enqueue_llm_request(draft)
-            if accepted.created:
-                self._expect(accepted)
-                return await self._await(draft.request_id, future, _patience(draft))
-        return await self.wait(accepted.request_id, timeout=_patience(draft))
-
-    async def call_with_prompt(
-        self, complexity_or_model: str, prompt: str, **options: Unpack[Options]
+    async def _call(
+        self, complexity_or_model: str, messages: Messages, options: Options, cancels: bool
     ) -> LLMResult:
-        """`call` with one user message."""
+        request_id: UUID | None = None
+        try:
+            with ExitStack() as subscribed:
+                with telemetry.send(options):
+                    draft = self._draft(complexity_or_model, messages, options)
+                    await self._check_vision([draft])
+                    request_id = draft.request_id
+                    future = subscribed.enter_context(self._waiters.subscribe(request_id))
+                    accepted = await self._worker.enqueue_llm_request(draft)
+                if accepted.created:
+                    self._expect(accepted)
+                    return await self._await(request_id, future, draft.patience)
+            request_id = accepted.request_id
+            return await self.wait(request_id, timeout=draft.patience)
+        except asyncio.CancelledError:
+            if cancels and request_id is not None:
+                await self._leaver.leave(request_id)
+            raise
+
+    async def call_with_prompt(self, complexity_or_model: str, prompt: str, **options: Any) -> LLMResult:
+        """`call` with one user message, and what else `call` takes."""
         return await self.call(complexity_or_model, [{"role": "user", "content": prompt}], **options)
 
     async def call_with_system(
-        self, complexity_or_model: str, system: str, prompt: str, **options: Unpack[Options]
+        self, complexity_or_model: str, system: str, prompt: str, **options: Any
     ) -> LLMResult:
-        """`call` with a system message before the user's."""
+        """`call` with a system message before the user's, and what else `call` takes."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
         return await self.call(complexity_or_model, messages, **options)
+
+    def stream(
+        self,
+        complexity_or_model: str,
+        messages: Messages,
+        *,
+        connection: None = None,
+        cancel_on_exit: bool | None = None,
+        **options: Unpack[Options],
+    ) -> ResultStream:
+        """Ask, and read the answer while it comes; see `ResultStream`. The arguments are those of `call`.
+
+        Nothing is stored before the first chunk is asked for. Raises `InvalidRequest` at once.
+        """
+        if connection is not None:
+            raise InvalidRequest(
+                "connection: a stream cannot wait inside a transaction; enqueue there instead"
+            )
+        cancels = _cancels(cancel_on_exit, options)
+        options["stream"] = True
+        with telemetry.send(options):
+            draft = self._draft(complexity_or_model, messages, options)
+
+        async def start() -> Accepted:
+            await self._check_vision([draft])
+            accepted = await self._worker.enqueue_llm_request(draft)
+            self._expect(accepted)
+            return accepted
+
+        return self._read(start, draft.request_id, 0, draft.patience, cancels)
+
+    def resume(
+        self,
+        request_id: UUID | str,
+        *,
+        after: int = 0,
+        timeout: float | None = None,
+        cancel_on_exit: bool = False,
+    ) -> ResultStream:
+        """Read a stored request's answer from the chunk after number ``after``, here or in another process.
+
+        Leaving it cancels nothing, unless ``cancel_on_exit`` is set. Iterating raises `UnknownRequest`, too, and
+        `ResultPending` after ``timeout`` seconds.
+        """
+        self._check_home()
+        if isinstance(after, bool) or not isinstance(after, int) or not 0 <= after < 2**31:
+            raise InvalidRequest(f"after: {after!r:.100} is not the number of a chunk")
+        known = _uuid(request_id)
+
+        async def start() -> Accepted:
+            stored = await self.job_result(known)
+            return Accepted(known, stored.status, created=False)
+
+        return self._read(start, known, after, timeout, cancel_on_exit)
+
+    def _read(
+        self,
+        start: Callable[[], Awaitable[Accepted]],
+        request_id: UUID,
+        after: int,
+        patience: float | None,
+        cancels: bool,
+    ) -> ResultStream:
+        return ResultStream(
+            self._feeds,
+            self._waiters,
+            self._leaver,
+            start,
+            request_id,
+            after=after,
+            patience=patience,
+            cancels=cancels,
+        )
 
     async def enqueue(
         self,
@@ -178,7 +270,7 @@ class LLMService:
         with telemetry.wait(request_id) as watched, self._waiters.subscribe(request_id) as future:
             stored = await self.job_result(request_id)
             if stored.ended:
-                return watched.arrived(_successful(stored.to_result()))
+                return watched.arrived(successful(stored.to_result()))
             return watched.arrived(await self._await(request_id, future, timeout))
 
     async def job_result(self, request_id: UUID | str) -> JobResult:
@@ -262,7 +354,7 @@ class LLMService:
                 result = await future
         except TimeoutError:
             raise ResultPending(request_id, timeout or 0) from None
-        return _successful(result)
+        return successful(result)
 
     def _check_home(self) -> None:
         if self._home is None:
@@ -288,16 +380,11 @@ def _parts(options: Mapping[str, Any], request: Any) -> tuple[str, Any, Any]:
     return first, messages, given
 
 
-def _successful(result: LLMResult) -> LLMResult:
-    if result.ok:
-        return result
-    error = result.error
-    kind = error_for(error.type if result.status == "failed" and error else result.status)
-    raise kind(error.message if error else result.status, request_id=result.request_id, result=result)
-
-
-def _patience(draft: RequestDraft) -> float | None:
-    return None if draft.timeout is None else draft.lead + draft.timeout + _GRACE
+def _cancels(given: bool | None, options: Options) -> bool:
+    """Whether a request ends when its caller leaves: by default if nobody can come back for it."""
+    if given is not None:
+        return given
+    return options.get("request_id") is None and options.get("idempotency_key") is None
 
 
 def _uuid(request_id: UUID | str) -> UUID:
