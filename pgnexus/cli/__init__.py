@@ -16,8 +16,9 @@ from pgnexus.cli.demo import demo
 from pgnexus.cli.doctor import doctor
 from pgnexus.cli.flow.group import flow
 from pgnexus.cli.installation import migrate, roles, version
+from pgnexus.cli.models import models
 from pgnexus.cli.output import Output
-from pgnexus.cli.queues import models, queues
+from pgnexus.cli.queues import queues
 from pgnexus.cli.requests import cancel, requests, result, retry
 from pgnexus.cli.top.verb import top
 from pgnexus.cli.up import up
