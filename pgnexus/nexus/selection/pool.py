@@ -87,13 +87,15 @@ class Pools:
 
     def why_unusable(self, name: str) -> str | None:
         """Why the provider cannot be asked, and what to do; None when it can."""
-        if name in self._usable:
-            return None
         if (row := self._settings.providers.get(name)) is not None and not row.enabled:
             return f"provider {name} is switched off (providers.{name}.enabled)"
+        if name in self._usable:
+            return None
         vendor = self._vendors.get(name)
         if vendor is None:
             return f"there is no provider {name!r}; known: {', '.join(self._vendors)}"
+        if vendor.missing is not None:
+            return f"provider {name} cannot be asked, {vendor.missing}"
         return f"provider {name} has no key: set {' or '.join(vendor.api_key_env)} where the nexus runs"
 
     def others(self, pool: Pool) -> Iterator[tuple[str, str]]:
