@@ -32,7 +32,10 @@ class ParkedNow:
 
 @dataclass(frozen=True, slots=True)
 class CallsNow:
-    """The provider calls of one model that ended in the window; ``failures`` counts them by outcome."""
+    """The provider calls of one model that ended in the window; ``failures`` counts them by outcome.
+
+    ``in_flight`` are those under way.
+    """
 
     provider: str
     model: str
@@ -42,6 +45,7 @@ class CallsNow:
     cost: Decimal | None
     p50_ms: float | None
     p95_ms: float | None
+    in_flight: int = 0
 
     @property
     def failed(self) -> int:
@@ -94,7 +98,7 @@ class View:
     @classmethod
     def of(cls, seen: Mapping[str, Any]) -> View:
         """What nexus_api.watch returns, as a value."""
-        total, *calls = [_calls(one) for one in seen["calls"]]
+        total, *calls = _calls(seen)
         return cls(
             at=datetime.fromisoformat(seen["at"]),
             window=seen["window"],
@@ -115,8 +119,15 @@ class View:
         )
 
 
-def _calls(one: Mapping[str, Any]) -> CallsNow:
-    named = {"provider": one["provider"] or "", "model": one["model"] or ""}
+def _calls(seen: Mapping[str, Any]) -> list[CallsNow]:
+    """All together, then by model, also of models that have only calls under way."""
+    flying = {(one["provider"], one["model"]): one["calls"] for one in seen["calls_in_flight"]}
+    found = [_ended(one, flying.pop((one["provider"], one["model"]), 0)) for one in seen["calls"]]
+    return found + [CallsNow(*who, 0, {}, 0, None, None, None, calls) for who, calls in flying.items()]
+
+
+def _ended(one: Mapping[str, Any], in_flight: int) -> CallsNow:
+    named = {"provider": one["provider"] or "", "model": one["model"] or "", "in_flight": in_flight}
     cost = None if one["cost"] is None else Decimal(str(one["cost"]))
     return CallsNow(**{**one, **named, "cost": cost})
 

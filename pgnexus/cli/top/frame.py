@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import TypeVar
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,75 +16,65 @@ from pgnexus.cli.top.watcher import Seen
 from pgnexus.watch.view import CallsNow, LimitNow, QueueNow, View
 
 _WIDE = 120  # columns from which two tables stand side by side
-_FULL = 0.8  # the share of a limit from which it is worth a colour
+_NEARLY_FULL = 0.8  # the share of a limit from which it is worth a colour
+
+_Part = tuple[str, str]  # words and their style
+_Row = TypeVar("_Row")
 
 
 def frame(seen: Seen, width: int, height: int | None = None) -> RenderableType:
     """What was seen; without ``height`` all of it, else what matters most of it."""
-    view = seen.view
-    lines: list[RenderableType] = []
+    view, wide = seen.view, width >= _WIDE
+    head: list[RenderableType] = []
     if seen.trouble is not None:
-        lines.append(Text(f"the database does not answer; looking again: {seen.trouble}", "bad"))
+        head.append(_line([(f"the database does not answer; looking again: {seen.trouble}", "bad")]))
     if view is None:
-        return Group(*lines)
-    lines += [_head(view), _rates(view, seen)]
-    queues, models = _busy(view.queues), view.calls
-    others = _others(view)
-    # what is left of the height goes to the tables: queues first, for they are few
-    room = None if height is None else max(4, height - len(lines) - len(others) - 1)
-    if width >= _WIDE:
+        return Group(*head)
+    head += [_state(view), *_rates(view, seen, wide)]
+    foot = _foot(view, wraps=height is None)
+    queues = _ours_and_busy(view.queues)
+    models = sorted(view.calls, key=lambda one: (-one.in_flight, -one.calls))
+    if wide:
+        room = None if height is None else height - len(head) - len(foot) - 3
         tables = Table.grid(padding=(0, 4))
-        tables.add_row(_queues(queues, _rest(room, 3)), _models(models, _rest(room, 3)))
-        lines += [Text(), tables]
-    else:
-        shown = len(queues) if room is None else min(len(queues), max(2, (room - 6) // 2))
-        lines += [_queues(queues, shown), _models(models, _rest(room, shown + 6))]
-    return Group(*lines, *others)
+        tables.add_row(_queues(queues, room), _models(models, room))
+        return Group(*head, "", tables, "", *foot)
+    room = None if height is None else height - len(head) - len(foot) - 5
+    first = None if room is None else max(2, min(len(queues), room // 2))
+    second = None if room is None or first is None else room - first
+    return Group(*head, "", _queues(queues, first), "", _models(models, second), "", *foot)
 
 
-def _rest(room: int | None, taken: int) -> int | None:
-    return None if room is None else max(1, room - taken)
-
-
-def _head(view: View) -> Text:
-    alive = f"{view.instances} nexus" if view.instances else "no nexus alive"
+def _state(view: View) -> Text:
     parked = sum(one.requests for one in view.parked)
-    parts = [
-        (f"pgnexus top {view.at:%H:%M:%S}", "bold"),
-        (alive, "good" if view.instances else "bad"),
-        (f"{view.in_flight:,} in flight", ""),
-        (f"{parked:,} parked", "warn" if parked else ""),
-        (f"{view.waiting_for_retry:,} to retry", "warn" if view.waiting_for_retry else ""),
-    ]
-    return _joined(parts)
+    return _line(
+        [
+            (f"pgnexus top {view.at:%H:%M:%S}", "bold"),
+            (f"{view.instances} nexus", "good") if view.instances else ("no nexus alive", "bad"),
+            (f"{view.in_flight:,} in flight", ""),
+            (f"{parked:,} parked", "warn" if parked else ""),
+            (f"{view.waiting_for_retry:,} to retry", "warn" if view.waiting_for_retry else ""),
+        ]
+    )
 
 
-def _rates(view: View, seen: Seen) -> Text:
+def _rates(view: View, seen: Seen, wide: bool) -> list[Text]:
     total = view.total
-    per_minute = 60 / view.window
-    parts = [
-        (f"{total.calls / view.window:,.1f} calls/s", ""),
-        (f"{total.tokens * per_minute:,.0f} tokens/min", ""),
-        (f"{_dollars(total.cost, 3600 / view.window)}/h", ""),
-    ]
+    rates: list[_Part] = [(f"{total.calls / view.window:,.1f} calls/s", "")]
     if total.calls:
-        parts.insert(1, (f"{_share(total)} failed", "warn" if total.failed else ""))
-        parts.append((f"p50 {duration(total.p50_ms)}, p95 {duration(total.p95_ms)}", ""))
+        rates.append((f"{_share(total)} failed", "warn" if total.failed else ""))
+        rates.append((f"p50 {duration(total.p50_ms)}, p95 {duration(total.p95_ms)}", ""))
+    rates.append((f"{_short(total.tokens * 60 / view.window)} tokens/min", ""))
+    spend: list[_Part] = [(f"${float(total.cost or 0) * 3600 / view.window:,.2f}/h", "key")]
     if seen.spent is not None:
         today, month = seen.spent
-        parts.append((f"{money(today.cost)} today, {money(month.cost)} this month", "key"))
-    return _joined(parts)
+        spend += [(f"{_dollars(today.cost)} today", "key"), (f"{_dollars(month.cost)} this month", "key")]
+        if month.unpriced:
+            spend.append((f"{month.unpriced:,} calls of unknown price", "warn"))
+    return [_line(rates + spend)] if wide else [_line(rates), _line(spend)]
 
 
-def _joined(parts: Iterable[tuple[str, str]]) -> Text:
-    line = Text(no_wrap=True, overflow="ellipsis")
-    for n, (words, style) in enumerate(parts):
-        line.append(" · " if n else "", "quiet")
-        line.append(words, style)
-    return line
-
-
-def _busy(queues: Sequence[QueueNow]) -> list[QueueNow]:
+def _ours_and_busy(queues: Sequence[QueueNow]) -> list[QueueNow]:
     """The lanes and the results, and of the other queues those with something in them, the fullest first."""
     ours = [one for one in queues if one.queue.startswith("ai_")]
     others = [one for one in queues if not one.queue.startswith("ai_") and one.depth]
@@ -90,78 +82,85 @@ def _busy(queues: Sequence[QueueNow]) -> list[QueueNow]:
 
 
 def _table(*names: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
-    table.add_column(names[0], no_wrap=True, overflow="ellipsis")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(names[0], no_wrap=True, overflow="ellipsis", min_width=16)
     for name in names[1:]:
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
-def _queues(queues: Sequence[QueueNow], most: int | None) -> Table:
+def _queues(queues: Sequence[QueueNow], room: int | None) -> Table:
     table = _table("queue", "depth", "ready", "oldest")
-    for one in queues[:most]:
+    for one in _fitting(queues, room):
         oldest = "" if one.oldest_seconds is None else duration(max(0, one.oldest_seconds) * 1000)
         table.add_row(one.queue, f"{one.depth:,}", f"{one.ready:,}", oldest)
-    _more(table, queues, most)
+    _say_rest(table, queues, room)
     return table
 
 
-def _models(calls: Sequence[CallsNow], most: int | None) -> Table:
-    table = _table("model", "calls", "failed", "p50", "p95", "tokens", "cost")
-    for one in sorted(calls, key=lambda one: -one.calls)[:most]:
+def _models(models: Sequence[CallsNow], room: int | None) -> Table:
+    table = _table("model", "now", "calls", "failed", "p50", "p95", "tokens", "cost")
+    for one in _fitting(models, room):
         table.add_row(
             f"{one.provider}/{one.model}",
+            f"{one.in_flight:,}",
             f"{one.calls:,}",
             Text(_share(one), "warn" if one.failed else ""),
             duration(one.p50_ms),
             duration(one.p95_ms),
-            f"{one.tokens:,}",
-            "" if one.cost is None else money(one.cost),
+            _short(one.tokens),
+            "" if one.cost is None else _dollars(one.cost),
         )
-    _more(table, calls, most)
+    _say_rest(table, models, room)
     return table
 
 
-def _more(table: Table, rows: Sequence[object], most: int | None) -> None:
-    if most is not None and len(rows) > most:
-        table.add_row(Text(f"… {len(rows) - most} more", "quiet"))
+def _fitting(rows: Sequence[_Row], room: int | None) -> Sequence[_Row]:
+    return rows if room is None or len(rows) <= room else rows[: max(1, room - 1)]
 
 
-def _others(view: View) -> list[Text]:
+def _say_rest(table: Table, rows: Sequence[object], room: int | None) -> None:
+    if hidden := len(rows) - len(_fitting(rows, room)):
+        table.add_row(Text(f"… {hidden} more", "dim"))
+
+
+def _foot(view: View, *, wraps: bool) -> list[Text]:
     """A line each for what is not always there."""
-    lines = []
-    if view.parked:
-        parked = [(f"{one.scope} {one.requests:,}", "") for one in view.parked]
-        lines.append(_named("parked", parked))
-    failures = [
-        (f"{one.provider}/{one.model} {outcome} {calls:,}", "warn")
-        for one in view.calls
-        for outcome, calls in sorted(one.failures.items(), key=lambda item: -item[1])
-    ]
-    if failures:
-        lines.append(_named("failed", failures))
-    if view.breakers:
-        breakers = [
+    failures: Counter[str] = Counter()
+    for one in view.calls:
+        for outcome, calls in one.failures.items():
+            failures[f"{one.provider} {outcome}"] += calls
+    named: dict[str, list[_Part]] = {
+        "parked": [(f"{one.scope} {one.requests:,}", "") for one in view.parked],
+        "failed": [(f"{name} {calls:,}", "warn") for name, calls in failures.most_common()],
+        "open": [
             (
-                f"{one.provider}/{one.model} {f'for {one.open_for:.0f} s' if one.open_for else 'probing'}",
+                f"{one.provider}/{one.model} "
+                + (f"for {duration(one.open_for * 1000)}" if one.open_for else "to be probed"),
                 "bad",
             )
             for one in view.breakers
-        ]
-        lines.append(_named("open", breakers))
-    if view.limits:
-        limits = [(_limit(one), "warn" if one.used >= _FULL else "") for one in view.limits]
-        lines.append(_named("limits", limits))
-    return lines
+        ],
+        "limits": [(_limit(one), "warn" if one.used >= _NEARLY_FULL else "") for one in view.limits],
+    }
+    return [_line(parts, name=f"{name:<8}", wraps=wraps) for name, parts in named.items() if parts]
 
 
-def _named(name: str, parts: Iterable[tuple[str, str]]) -> Text:
-    line = _joined(parts)
-    return Text.assemble((f"{name:<8}", "bold"), line, no_wrap=True, overflow="ellipsis")
+def _line(parts: Iterable[_Part], *, name: str = "", wraps: bool = False) -> Text:
+    line = Text(name, "bold", no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
+    for n, (words, style) in enumerate(parts):
+        line.append(" · " if n else "", "not bold dim")
+        line.append(words, f"not bold {style}" if name else style)
+    return line
 
 
 def _limit(one: LimitNow) -> str:
-    return f"{one.scope} {one.kind.replace('_per_', '/')} {max(0, one.used):.0%}"
+    """A limit and its use.
+
+    >>> _limit(LimitNow("openai", "usd_per_day", Decimal(10), 0.925))
+    'openai usd/day 92%'
+    """
+    return f"{one.scope} {one.kind.replace('_per_', '/').replace('_', ' ')} {max(0, one.used):.0%}"
 
 
 def _share(calls: CallsNow) -> str:
@@ -173,6 +172,22 @@ def _share(calls: CallsNow) -> str:
     return f"{calls.failed / calls.calls:.1%}" if calls.failed else "0%"
 
 
-def _dollars(cost: object, factor: float) -> str:
-    """An amount an hour; two digits are enough for what changes every second."""
-    return f"${float(str(cost)) * factor:,.2f}" if cost is not None else "$0"
+def _short(number: float) -> str:
+    """A number that people can read at a glance.
+
+    >>> _short(999), _short(12_345), _short(5_789_092)
+    ('999', '12.3k', '5.8M')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def _dollars(cost: Decimal) -> str:
+    """An amount; small ones to their first digits.
+
+    >>> _dollars(Decimal("1234.5")), _dollars(Decimal("0.0425")), _dollars(Decimal(0))
+    ('$1,234.50', '$0.0425', '$0')
+    """
+    return money(round(cost, 4)) if cost else "$0"

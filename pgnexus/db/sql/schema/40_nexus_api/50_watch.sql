@@ -46,6 +46,25 @@ begin
 end
 $$;
 
+-- The provider calls under way, by model: those that are noted as such and are not in the books yet, 5,000 at most.
+create function nexus_api.watch_calls_in_flight() returns table (provider text, model text, calls bigint)
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+begin
+  return query
+    select n.call ->> 4, n.call ->> 5, count(*)
+    from (
+      select r.instance_id, c.call
+      from nexus.reservations r cross join lateral json_array_elements(r.calls) as c (call)
+      limit 5000
+    ) n
+    where not exists (
+      select from nexus.attempts a
+      where a.request_id = (n.call ->> 0)::uuid and a.attempt = (n.call ->> 1)::int and a.call = (n.call ->> 2)::int
+        and a.instance_id = n.instance_id)
+    group by 1, 2 order by 3 desc, 1, 2 limit 200;
+end
+$$;
+
 -- The provider calls that ended in the last p_window, by model: how many, how many failed how, tokens, cost, latency.
 -- The first row, of no provider, is all of them together.
 create function nexus_api.watch_calls(p_window interval)
@@ -117,6 +136,7 @@ begin
     'queues', (select coalesce(jsonb_agg(to_jsonb(q)), '[]') from nexus_api.watch_queues() q),
     'parked', (select coalesce(jsonb_agg(to_jsonb(p)), '[]') from nexus_api.watch_parked() p),
     'calls', (select coalesce(jsonb_agg(to_jsonb(c)), '[]') from nexus_api.watch_calls(p_window) c),
+    'calls_in_flight', (select coalesce(jsonb_agg(to_jsonb(f)), '[]') from nexus_api.watch_calls_in_flight() f),
     'breakers', (select coalesce(jsonb_agg(to_jsonb(b)), '[]') from nexus_api.breakers() b),
     'limits', (select coalesce(jsonb_agg(to_jsonb(l)), '[]') from nexus_api.watch_limits() l),
     'in_flight', (select count(*) from pgflow.step_tasks t
