@@ -8,6 +8,7 @@ declare
   v_gone jsonb[] := '{}';
   v_charges jsonb[];
   v_corrections jsonb[];
+  v_left int;
 begin
   if exists (select from unnest(p_items) as i (item) where (i.item ->> 'attempt')::int > 1) then
     -- who had them before may be dead: the results shall tell of those calls, too
@@ -47,9 +48,13 @@ begin
   )
   select array_agg(c.item) filter (where not c.replaces),
          array_agg(c.item || jsonb_build_object(
-           'reserved', 0, 'actual', coalesce((c.item ->> 'actual')::numeric, c.reserved) - c.reserved)) filter (where c.replaces)
-  into v_charges, v_corrections
+           'reserved', 0, 'actual', coalesce((c.item ->> 'actual')::numeric, c.reserved) - c.reserved)) filter (where c.replaces),
+         (select count(*) from given) - (select count(*) from booked)
+  into v_charges, v_corrections, v_left
   from charged c;
+  if v_left > 0 then
+    perform nexus.book(p_worker_id, r.items) from nexus.renumbered(p_worker_id, p_items) as r (items) where r.items is not null;
+  end if;
   if v_charges is not null then
     perform nexus.charge(p_worker_id, v_charges);
   end if;
@@ -58,6 +63,22 @@ begin
   end if;
   perform nexus.end_burial(v_gone);
 end
+$$;
+
+-- Of these items, the calls that are not in the books because other calls have their numbers: a request that was given back
+-- without counting the attempt, and came to the same worker again. They get the next numbers; null when there are none.
+create function nexus.renumbered(p_worker_id uuid, p_items jsonb[]) returns jsonb[]
+language sql stable set search_path = pg_catalog, nexus as $$
+  select array_agg(n.item || jsonb_build_object('calls', n.calls))
+  from (
+    select i.item, jsonb_agg(c.call || jsonb_build_object('call', b.calls + c.n) order by c.n) as calls
+    from unnest(p_items) as i (item)
+    cross join lateral (
+      select max(a.call) as calls, array_agg(a.started_at) as began from nexus.attempts a
+      where a.request_id = (i.item ->> 'run_id')::uuid and a.attempt = (i.item ->> 'attempt')::int and a.instance_id = p_worker_id) b
+    cross join lateral jsonb_array_elements(i.item -> 'calls') with ordinality as c (call, n)
+    where (c.call ->> 'started_at')::timestamptz <> all (b.began)
+    group by i.item) n
 $$;
 
 -- The sum of a request's calls, as a result tells it: cost is null when a call that used tokens has no known price.
