@@ -15,8 +15,10 @@ from pgnexus.flow.registry import Registry
 from pgnexus.looper import Looper
 from pgnexus.messages import CANCEL_CHANNEL, REQUEST_QUEUES, REQUESTS_CHANNEL
 from pgnexus.nexus.attempt import Attempt
-from pgnexus.nexus.settlement import Claim
+from pgnexus.nexus.parking import PARKED_CHANNEL, SHARE, Parking, Room, claimed
+from pgnexus.nexus.settlement import Claim, Settlement
 from pgnexus.nexus.settler import Settler
+from pgnexus.nexus.shares import Shares
 from pgnexus.nexus.workflow import LLMRequestWorkflow
 from pgnexus.settings import Settings
 from pgnexus.take_limit import TakeLimit
@@ -26,8 +28,6 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 500
 _GATHER = 0.002  # seconds in which freed slots are gathered, so that a busy consumer takes batches
 _REMEMBER_CANCELS = 60.0
-
-_Fence = tuple[UUID, int]  # a run and the attempt in which this worker holds it
 
 
 class QueueConsumer:
@@ -41,6 +41,7 @@ class QueueConsumer:
         workflow: LLMRequestWorkflow,
         settler: Settler,
         settings: Settings,
+        room: Room | None = None,
     ) -> None:
         self._db = db
         self._registry = registry
@@ -51,20 +52,25 @@ class QueueConsumer:
         # slots that only interactive requests may use, so that no flood of others delays them
         self._reserve = max(1, settings.concurrency // 10)
         self._slots = settings.concurrency + self._reserve
-        self._running: dict[_Fence, asyncio.Task[None]] = {}
+        self._running: dict[asyncio.Task[None], Claim] = {}
         # those that may be given up: what is answered is stored, come what may
-        self._calling: set[_Fence] = set()
+        self._calling: dict[asyncio.Task[None], Claim] = {}
+        self._parking = Parking(db, registry, room, interval=settings.poll_interval)
+        self._shares = Shares(db, registry, settings.concurrency, interval=settings.poll_interval)
         self._cancelled: dict[UUID, float] = {}
         self._draining = False
         self._hungry = False
         self._gathering: asyncio.TimerHandle | None = None
         self._looper = Looper("queue consumer", self._take, poll_interval=settings.poll_interval)
-        listener.subscribe(REQUESTS_CHANNEL, lambda _: self._looper.wake())
+        self._watcher = Looper("claims", self._watch, poll_interval=settings.heartbeat_interval)
+        listener.subscribe(REQUESTS_CHANNEL, self._on_requests)
+        listener.subscribe(PARKED_CHANNEL, self._on_parked)
         listener.subscribe(CANCEL_CHANNEL, self._on_cancel)
         registry.on_lost(self._on_lost)
 
     def start(self) -> None:
         self._looper.start()
+        self._watcher.start()
 
     @property
     def in_flight(self) -> int:
@@ -74,89 +80,158 @@ class QueueConsumer:
         """Take nothing more; let what runs finish for ``drain_timeout`` seconds, then give the rest back."""
         await self._looper.stop()
         if self._running:
-            await asyncio.wait(self._running.values(), timeout=drain_timeout)
+            await asyncio.wait(self._running, timeout=drain_timeout)
         self.hurry()
         if self._running:
-            await asyncio.wait(self._running.values())
+            await asyncio.wait(self._running)
+        await self._watcher.stop()
 
     def hurry(self) -> None:
         """Give back at once what runs, also while `stop` lets it finish."""
         self._draining = True
         self._give_up(self._calling)
 
-    async def _take(self) -> float | None:
+    def _room(self) -> tuple[int, int]:
+        """Free slots, and how many of them are not kept for interactive requests."""
         free = self._slots - len(self._running)
+        return free, max(0, free - self._reserve)
+
+    async def _take(self) -> float | None:
+        free, others = self._room()
         self._hungry = free <= 0
-        if self._hungry or not self._registry.is_alive():
+        if not self._registry.is_alive():
             return None
+        if others <= 0:
+            await self._shares.look()
+        if free <= 0:
+            return self._shares.pause()
+        self._begin(await self._parking.take(free, others))
+        free, others = self._room()
+        await self._take_shares(self._shares.turns(free, others))
+        more = await self._take_lanes()
+        if not more:
+            await self._take_shares(self._room()[0])
+        self._hungry = self._room()[1] <= 0
+        if self._hungry:
+            return self._shares.pause()
+        return 0 if more else self._parking.pause()
+
+    async def _take_lanes(self) -> bool:
+        """Whether there may be more than was taken."""
+        free, others = self._room()
         limit = min(free, self._limit.size)
-        others = max(0, min(free - self._reserve, limit))
+        if limit <= 0:
+            return True
+        others = min(others, limit)
         params = {"worker_id": self._registry.instance_id(), "limit": limit, "others": others}
         rows = await self._limit.take(self._db.query("take_requests", params), self._reject)
         if rows is None:
-            return 0
-        now = time.monotonic()
-        for row in rows:
-            expires_at = None if row.seconds_left is None else now + row.seconds_left
-            self._begin(Claim(row.run_id, row.step_slug, row.attempt, row.input, expires_at))
-        self._hungry = self._slots - len(self._running) <= self._reserve
-        return 0 if not self._hungry and len(rows) >= others else None
+            return True
+        self._begin(claimed(rows))
+        return len(rows) >= others
 
-    def _begin(self, claim: Claim) -> None:
-        fence = (claim.run_id, claim.attempt)
-        task = asyncio.create_task(self._watched(claim, fence), name=f"request {claim.run_id}")
-        self._running[fence] = task
-        self._calling.add(fence)
-        task.add_done_callback(lambda _: self._ended(fence))
+    async def _take_shares(self, turns: int) -> None:
+        if turns > 0 and self._parking.waits(SHARE):
+            self._begin(await self._parking.take_from(SHARE, turns, self._room()[1]))
+        if not self._parking.waits(SHARE):
+            self._shares.emptied()
 
-    async def _watched(self, claim: Claim, fence: _Fence) -> None:
+    def _begin(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            task = asyncio.create_task(self._watched(claim), name=f"request {claim.run_id}")
+            self._running[task] = self._calling[task] = claim
+            self._shares.began(claim)
+            task.add_done_callback(self._ended)
+
+    async def _watched(self, claim: Claim) -> None:
         with telemetry.request(claim.run_id, claim.attempt, claim.input) as watched:
-            await self._run(claim, fence, watched)
+            settlement = await self._run(claim)
+            watched.settled(settlement.outcome, settlement.result or settlement.details)
+            if not await self._settler.settle(settlement):
+                log.info(
+                    "request %s: attempt %d had been taken from this worker", claim.run_id, claim.attempt
+                )
+            elif settlement.scope is not None:
+                self._parking.heard(settlement.scope)
 
-    async def _run(self, claim: Claim, fence: _Fence, watched: telemetry.WatchedRequest) -> None:
+    async def _run(self, claim: Claim) -> Settlement:
         calls: list[Attempt] = []
         try:
             if claim.run_id in self._cancelled:  # while its claim was on its way here
-                settlement = self._workflow.cancelled(claim, calls)
-            else:
-                settlement = await self._workflow.run(claim, calls)
+                return self._workflow.cancelled(claim, calls)
+            return await self._workflow.run(claim, calls)
         except asyncio.CancelledError:
             if claim.run_id in self._cancelled:
-                settlement = self._workflow.cancelled(claim, calls)
-            else:  # given back, or lost to another worker: then it is refused, and its calls are booked all the same
-                settlement = self._workflow.release(claim, calls)
+                return self._workflow.cancelled(claim, calls)
+            # given back, or lost to another worker: then it is refused, and its calls are booked all the same
+            return self._workflow.release(claim, calls)
         except Exception:
             log.exception("request %s: failed in our own code", claim.run_id)
-            settlement = self._workflow.broken(claim, calls)
+            return self._workflow.broken(claim, calls)
         finally:
-            self._calling.discard(fence)
-        watched.settled(settlement.outcome, settlement.result or settlement.details)
-        if not await self._settler.settle(settlement):
-            log.info("request %s: attempt %d had been taken from this worker", claim.run_id, claim.attempt)
+            task = asyncio.current_task()
+            assert task is not None
+            self._calling.pop(task, None)
 
-    def _ended(self, fence: _Fence) -> None:
-        task = self._running.pop(fence)
-        self._calling.discard(fence)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        claim = self._running.pop(task)
+        self._calling.pop(task, None)
+        self._shares.ended(claim)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("request %s: failed in our own code", fence[0], exc_info=error)
+            log.error("request %s: failed in our own code", claim.run_id, exc_info=error)
         if self._hungry and self._gathering is None:
             self._gathering = asyncio.get_running_loop().call_later(_GATHER, self._gathered)
 
-    def _give_up(self, fences: Iterable[_Fence]) -> None:
-        for fence in tuple(fences):
-            self._running[fence].cancel()
+    def _give_up(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        for task in tuple(tasks):
+            task.cancel()
 
     def _gathered(self) -> None:
         self._gathering = None
         self._looper.wake()
 
+    def _on_requests(self, _: str) -> None:
+        self._shares.heard()
+        self._looper.wake()
+
+    def _on_parked(self, scope: str) -> None:
+        self._parking.heard(scope)
+        if scope == SHARE:
+            self._shares.told()
+        self._looper.wake()
+
     def _on_cancel(self, payload: str) -> None:
+        if payload:
+            self._cancel(UUID(text) for text in payload.split(","))
+        else:  # the listener is back, and may have missed some
+            self._watcher.wake()
+
+    def _cancel(self, run_ids: Iterable[UUID]) -> None:
         now = time.monotonic()
         for run_id in [known for known, at in self._cancelled.items() if now - at > _REMEMBER_CANCELS]:
             del self._cancelled[run_id]
-        named = {UUID(text) for text in payload.split(",")} if payload else set()
+        named = set(run_ids)
         self._cancelled |= dict.fromkeys(named, now)  # a claim may be on its way here
-        self._give_up(fence for fence in self._calling if fence[0] in named)
+        self._give_up(task for task, claim in self._calling.items() if claim.run_id in named)
+
+    async def _watch(self) -> None:
+        """Give up what is not this worker's any more, also when nobody could tell it."""
+        held = dict(self._calling)
+        if not held:
+            return
+        params = {
+            "worker_id": self._registry.instance_id(),
+            "run_ids": [claim.run_id for claim in held.values()],
+            "attempts": [claim.attempt for claim in held.values()],
+        }
+        rows = await self._db.query("lost_claims", params)
+        self._cancel(row.run_id for row in rows if row.cancelled)
+        lost = {(row.run_id, row.attempt) for row in rows if not row.cancelled}
+        self._give_up(
+            task
+            for task, claim in held.items()
+            if task in self._calling and (claim.run_id, claim.attempt) in lost
+        )
 
     def _on_lost(self) -> None:
         """Others have been given what runs here: go on paying for none of it."""

@@ -23,7 +23,9 @@ async def a_worker(db: Database) -> UUID:
 
 async def taken(db: Database, worker: UUID, *agents: str | None, priority: str = "standard") -> list[UUID]:
     """Requests of these agents, taken up by the worker, in their order."""
-    fields = [{"messages": "Hello", "priority": priority, "request_id": str(UUID(int=_next()))} for _ in agents]
+    fields = [
+        {"messages": "Hello", "priority": priority, "request_id": str(UUID(int=_next()))} for _ in agents
+    ]
     for request, agent in zip(fields, agents, strict=True):
         if agent is not None:
             request["agent_id"] = agent
@@ -40,12 +42,20 @@ def _next() -> int:
     return next(_numbers)
 
 
-async def park(db: Database, worker: UUID, *runs: UUID, scope: str = "openai", attempt: int = 1, **over) -> int:
+async def park(
+    db: Database, worker: UUID, *runs: UUID, scope: str = "openai", attempt: int = 1, **over
+) -> int:
     """Settle the runs as parked; how many were."""
     found = await sql(db, "select run_id, input from pgflow.runs where run_id = any(%s)", list(runs))
     items = [
         json.dumps(
-            {"run_id": str(row.run_id), "step": "validate", "attempt": attempt, "outcome": "park", "scope": scope}
+            {
+                "run_id": str(row.run_id),
+                "step": "validate",
+                "attempt": attempt,
+                "outcome": "park",
+                "scope": scope,
+            }
             | {name: row.input[name] for name in ("agent_id", "priority") if name in row.input}
             | over
         )
@@ -54,7 +64,9 @@ async def park(db: Database, worker: UUID, *runs: UUID, scope: str = "openai", a
     return len(await sql(db, "select nexus.settle(%s, %s::text[]::jsonb[])", worker, items))
 
 
-async def take(db: Database, worker: UUID, limit: int, others: int | None = None, scope: str = "openai", after: str = ""):
+async def take(
+    db: Database, worker: UUID, limit: int, others: int | None = None, scope: str = "openai", after: str = ""
+):
     return await sql(
         db, "select * from nexus.take_parked(%s, %s, %s, %s, %s)", worker, scope, limit, others, after
     )
@@ -64,7 +76,9 @@ async def test_a_parked_request_holds_no_worker_and_no_place_in_a_queue(db):
     worker = await a_worker(db)
     [run] = await taken(db, worker, "a")
     assert await park(db, worker, run) == 1
-    [task] = await sql(db, "select status, attempts_count, not_before::text, message_id from pgflow.step_tasks")
+    [task] = await sql(
+        db, "select status, attempts_count, not_before::text, message_id from pgflow.step_tasks"
+    )
     assert task == ("queued", 0, "infinity", None)
     for queue in (*REQUEST_QUEUES.values(), "llm_request_workflow"):
         assert await messages(db, queue) == []
@@ -74,7 +88,9 @@ async def test_a_parked_request_holds_no_worker_and_no_place_in_a_queue(db):
     [row] = await take(db, worker, 5)
     assert (row.run_id, row.attempt, row.agent_id, row.input["messages"]) == (run, 1, "a", "Hello")
     assert await sql(db, "select * from nexus.parked") == []
-    [done] = await sql(db, "select count(*) from pgflow.step_tasks where status = 'started' and not_before is null")
+    [done] = await sql(
+        db, "select count(*) from pgflow.step_tasks where status = 'started' and not_before is null"
+    )
     assert done.count == 1
 
 
@@ -152,12 +168,13 @@ async def test_the_end_of_a_run_ends_its_parking(db, how):
     if how == "cancel":
         await sql(db, "select nexus_api.cancel(%s)", [run])
     else:
-        await sql(
-            db, "update pgflow.runs set status = 'failed', failed_at = now() where run_id = %s", run
-        )
+        await sql(db, "update pgflow.runs set status = 'failed', failed_at = now() where run_id = %s", run)
     assert await sql(db, "select run_id from nexus.parked") == [(other,)]
     [answer] = await messages(db, "ai_results")
-    assert (answer["request_id"], answer["status"]) == (str(run), "cancelled" if how == "cancel" else "failed")
+    assert (answer["request_id"], answer["status"]) == (
+        str(run),
+        "cancelled" if how == "cancel" else "failed",
+    )
     assert [row.run_id for row in await take(db, worker, 5)] == [other]
 
 
@@ -199,7 +216,9 @@ async def test_who_follows_a_flight_that_has_ended_waits_for_nothing(db):
     await park(db, worker, early, scope="flight:aa")
     await park(db, worker, late, scope="flight:bb")
     assert await sql(db, "select run_id from nexus.parked") == [(early,)]
-    assert [row.run_id for row in await sql(db, "select * from nexus.take_requests(%s, 9, 9)", worker)] == [late]
+    assert [row.run_id for row in await sql(db, "select * from nexus.take_requests(%s, 9, 9)", worker)] == [
+        late
+    ]
     [row] = await sql(db, "select nexus.unpark_stranded('1 minute', 10)")
     assert row.unpark_stranded == 0
     await sql(db, "update nexus.parked set parked_at = now() - interval '2 minutes'")
@@ -211,11 +230,15 @@ async def test_scopes_are_found_without_the_flights(db):
     worker = await a_worker(db)
     runs = await taken(db, worker, *"abcdef")
     await sql(db, "insert into nexus.flights (key, request_id) values ('\\xaa', gen_random_uuid())")
-    for run, scope in zip(runs, ("agent:a", "openai", "flight:aa", "share", "openai", "agent:b"), strict=True):
+    for run, scope in zip(
+        runs, ("agent:a", "openai", "flight:aa", "share", "openai", "agent:b"), strict=True
+    ):
         await park(db, worker, run, scope=scope)
 
     async def scopes(after: str, limit: int = 10) -> list[str]:
-        return [row.scope for row in await sql(db, "select nexus.parked_scopes(%s, %s) as scope", after, limit)]
+        return [
+            row.scope for row in await sql(db, "select nexus.parked_scopes(%s, %s) as scope", after, limit)
+        ]
 
     assert await scopes("") == ["agent:a", "agent:b", "openai", "share"]
     assert await scopes("agent:b", 1) == ["openai"]

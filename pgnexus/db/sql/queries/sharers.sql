@@ -1,1 +1,1 @@
-select agent_id from nexus.sharers(cast(%(limit)s as int)) as agent_id
+select lane, agent_id from nexus.sharers(cast(%(limit)s as int))

@@ -1,9 +1,9 @@
 -- Fair shares: what agents have sent is looked at before its turn in its lane, and those who are crowded out are let past.
 
 -- Who sent the messages of the lanes after those given (null: after all but the last p_limit), with up to 500 of their numbers;
--- at most p_limit messages and a megabyte a lane. last is where the next look begins.
+-- at most p_limit messages and a megabyte a lane. last is the last one of the lane, seen how many there were.
 create function nexus.look_ahead(p_after jsonb, p_limit int)
-returns table (lane text, last bigint, agent_id text, msg_ids bigint[])
+returns table (lane text, last bigint, seen bigint, agent_id text, msg_ids bigint[])
 language plpgsql set search_path = pg_catalog, nexus as $$
 #variable_conflict use_column
 begin
@@ -15,7 +15,7 @@ begin
          where q.msg_id > coalesce($1, (select max(m.msg_id) from pgmq.%1$I m) - $2) and q.vt <= clock_timestamp()
          order by q.msg_id limit $2
        )
-       select $3, max(max(f.msg_id)) over (), coalesce(f.message ->> ''agent_id'', ''''),
+       select $3, max(max(f.msg_id)) over (), (sum(count(*)) over ())::bigint, coalesce(f.message ->> ''agent_id'', ''''),
               (array_agg(f.msg_id order by f.msg_id))[:500]
        from found f where f.before < 1048576 group by 3', pgmq.format_table_name(lane, 'q'))
     using (p_after ->> lane)::bigint, p_limit, lane;
@@ -52,22 +52,23 @@ begin
 end
 $$;
 
--- Agents that wait in the line of shares, up to p_limit.
-create function nexus.sharers(p_limit int) returns setof text
+-- Agents that wait in the line of shares, and in which lane of it; up to p_limit.
+create function nexus.sharers(p_limit int) returns table (lane smallint, agent_id text)
 language plpgsql stable set search_path = pg_catalog, nexus set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
 declare
-  v_lane smallint;
-  v_agent text collate "C";
+  v_from text collate "C";
   v_found int := 0;
 begin
-  foreach v_lane in array '{0,1,2}'::smallint[] loop
-    v_agent := null;
+  foreach lane in array '{0,1,2}'::smallint[] loop
+    v_from := '';
     while v_found < p_limit loop
-      select p.agent_id into v_agent from nexus.parked p
-      where p.scope = 'share' and p.lane = v_lane and (v_agent is null or p.agent_id > v_agent) order by p.agent_id limit 1;
-      exit when v_agent is null;
+      select p.agent_id into agent_id from nexus.parked p
+      where p.scope = 'share' and p.lane = sharers.lane and p.agent_id >= v_from order by p.agent_id limit 1;
+      exit when not found;
       v_found := v_found + 1;
-      return next v_agent;
+      v_from := agent_id || chr(1);  -- nothing is between the two
+      return next;
     end loop;
   end loop;
 end

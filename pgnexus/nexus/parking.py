@@ -1,0 +1,140 @@
+"""Nexus side, between T3 and T2: requests in line for a limit, taken up when there is room and their turn has come."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pgnexus.db.database import Database
+from pgnexus.flow.registry import Registry
+from pgnexus.nexus.settlement import Claim
+
+log = logging.getLogger(__name__)
+
+PARKED_CHANNEL = "pgnexus_parked"  # NOTIFY: the first request of a line was parked; its payload is the scope
+SHARE = "share"  # the line of those whom others' floods would crowd out; see shares.py
+
+_MOST_LINES = 1000  # that one look finds; the next one goes on behind them
+_MOST_ASKED = 16  # lines in one round, so that the lanes are not kept waiting
+_SHORTEST = 0.01  # seconds
+_STRANDED = 60.0  # seconds after which somebody who follows a flight asks for itself
+_MOST_STRANDED = 1000
+
+
+class Room(Protocol):
+    """What there is to be had of a limit; see `pgnexus.nexus.limits.gate.Gate`."""
+
+    async def room(self, scope: str, most: int) -> tuple[int, float]:
+        """How many more calls of ``scope`` may be made now, and in how many seconds it pays to ask again."""
+
+
+@dataclass(slots=True)
+class Line:
+    """Those who wait for one scope: when it pays to look again, and which agent had the last turn."""
+
+    due: float  # by time.monotonic()
+    after: str = ""
+
+
+def claimed(rows: list[Any], turn: str | None = None) -> list[Claim]:
+    """The claims that a query which takes requests answered with."""
+    now = time.monotonic()
+    return [
+        Claim(
+            row.run_id,
+            row.step_slug,
+            row.attempt,
+            row.input,
+            None if row.seconds_left is None else now + row.seconds_left,
+            turn,
+        )
+        for row in rows
+    ]
+
+
+class Parking:
+    """Knows in which lines somebody waits, by its own parking, by NOTIFY, and by a look now and then."""
+
+    def __init__(self, db: Database, registry: Registry, room: Room | None, *, interval: float) -> None:
+        self._db = db
+        self._registry = registry
+        self._room = room
+        self._interval = interval
+        self._lines: dict[str, Line] = {}
+        self._look_at = time.monotonic()
+        self._look_after = ""
+        self._rescue_at = time.monotonic() + _STRANDED / 2
+
+    def heard(self, scope: str) -> None:
+        """Somebody was parked there."""
+        if scope == "":  # the listener is back, and may have missed something
+            self._look_at = time.monotonic()
+        elif not scope.startswith("flight:"):  # whoever ends a flight sends its followers on
+            self._lines.setdefault(scope, Line(time.monotonic()))
+
+    def pause(self) -> float | None:
+        """Seconds until it pays to take again; None when nobody is known to wait."""
+        due = [line.due for scope, line in self._lines.items() if scope != SHARE]
+        return max(min(due) - time.monotonic(), _SHORTEST) if due else None
+
+    def waits(self, scope: str) -> bool:
+        """Whether somebody is known to wait there."""
+        return scope in self._lines
+
+    async def take(self, free: int, others: int) -> list[Claim]:
+        """Claims from all lines that have room, ``free`` at most, of them ``others`` that are not interactive."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            await self._look(now)
+        due = [scope for scope, line in self._lines.items() if line.due <= now and scope != SHARE]
+        claims: list[Claim] = []
+        for scope in sorted(due, key=lambda name: self._lines[name].due)[:_MOST_ASKED]:
+            left = free - len(claims)
+            if left <= 0:
+                break
+            most, wait = (left, 0.0) if self._room is None else await self._room.room(scope, left)
+            self._lines[scope].due = time.monotonic() + max(wait, _SHORTEST)
+            if most > 0:
+                mine = await self.take_from(scope, min(most, left), max(0, others - _ordinary(claims)))
+                claims += mine
+        return claims
+
+    async def take_from(self, scope: str, limit: int, others: int) -> list[Claim]:
+        """Claims from one line; when it has no more, it is forgotten."""
+        line = self._lines.setdefault(scope, Line(time.monotonic()))
+        params = {
+            "worker_id": self._registry.instance_id(),
+            "scope": scope,
+            "limit": limit,
+            "others": min(limit, others),
+            "after": line.after,
+        }
+        rows = await self._db.query("take_parked", params)
+        if rows:
+            line.after = rows[-1].agent_id
+        if len(rows) < min(limit, others):
+            del self._lines[scope]
+        return claimed(rows, scope)
+
+    async def _look(self, now: float) -> None:
+        self._look_at = now + self._interval
+        params = {"after": self._look_after, "limit": _MOST_LINES}
+        scopes = [row.scope for row in await self._db.query("parked_scopes", params)]
+        self._look_after = scopes[-1] if len(scopes) == _MOST_LINES else ""
+        for scope in scopes:
+            self.heard(scope)
+        if now >= self._rescue_at:
+            self._rescue_at = now + _STRANDED / 2
+            [row] = await self._db.query("unpark_stranded", {"age": _STRANDED, "limit": _MOST_STRANDED})
+            if row.unparked:
+                log.warning(
+                    "%d requests waited for over %g s for an answer that another was to bring; they ask for themselves",
+                    row.unparked,
+                    _STRANDED,
+                )
+
+
+def _ordinary(claims: list[Claim]) -> int:
+    return sum(claim.told("priority") != "interactive" for claim in claims)
