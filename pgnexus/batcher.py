@@ -50,7 +50,7 @@ class Batcher(Generic[Item, Out]):
         return await future
 
     async def flushed(self) -> None:
-        """Wait until the flushes that run now are over; an item whose submitter is gone is in one of them or in none."""
+        """Wait for the flushes that run now; an item whose submitter is gone is in one of them or in none."""
         if self._running:
             await asyncio.wait(tuple(self._running))
 
