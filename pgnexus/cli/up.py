@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from pgnexus.errors import InvalidSettings
 from pgnexus.flow.define.blueprint import Blueprint
 from pgnexus.messages import ModelInfo
 from pgnexus.settings import Settings
+from pgnexus.watch.metrics_server import MetricsServer
 
 
 @verb
@@ -32,6 +34,10 @@ async def up(
             metavar="MODULE:NAME", help="A flow to run, too, beside those of the settings; may be repeated."
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve Prometheus metrics there; 0: on any free port."),
+    ] = None,
 ) -> int:
     """Run a nexus and a poller, and flows.
 
@@ -41,27 +47,38 @@ async def up(
     On SIGTERM and Ctrl-C it takes nothing more, lets calls under way finish for drain_timeout seconds and
     gives the rest back. A second Ctrl-C gives back at once, a third ends the process as it is. Nothing is lost.
     """
-    runs, settings, flows = _what(cli, only, flow or [])
+    runs, settings, flows = _what(cli, only, flow or [], metrics_port)
     with Interrupt.handled() as interrupt:
         with cli.output.working("starting") as working:
             app = App(settings, caller="poller" in runs, nexus="nexus" in runs, flows=flows, report=working)
             interrupt.on_second(app.hurry)
             await app.start()
-        try:
-            _ready(cli.output, app, runs, flows)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(app.stop)
+            metrics = await _metrics(app, stack)
+            _ready(cli.output, app, runs, flows, metrics)
             await interrupt.wait()
             _draining(cli.output, app)
-        finally:
-            await app.stop()
     _tell(cli.output, {"event": "stopped"}, "[quiet]stopped; nothing is lost[/quiet]")
     return exits.OK
 
 
-def _what(cli: Cli, only: str | None, named: list[str]) -> tuple[list[str], Settings, list[Blueprint]]:
+async def _metrics(app: App, stack: AsyncExitStack) -> str | None:
+    """Serve metrics if the settings say so; where."""
+    settings = app.settings
+    if settings.metrics_port is None:
+        return None
+    server = MetricsServer(settings.metrics_host, settings.metrics_port, app.url, lease=settings.worker_lease)
+    return (await stack.enter_async_context(server)).url
+
+
+def _what(
+    cli: Cli, only: str | None, named: list[str], metrics_port: int | None
+) -> tuple[list[str], Settings, list[Blueprint]]:
     """What runs here, and the flows among it."""
     if only not in (None, "nexus", "poller", "flows"):
         raise InvalidSettings(f"--only: {only!r} is none of nexus, poller, flows")
-    settings = cli.settings(flows=only in (None, "flows"))
+    settings = cli.settings(flows=only in (None, "flows"), metrics_port=metrics_port)
     flows = [flow_of(path) for path in dict.fromkeys([*settings.flows, *named])]
     if only == "flows" and not flows:
         raise InvalidSettings("--only flows: there are none; name one by --flow, or in the setting flows")
@@ -79,7 +96,7 @@ def _listed(words: list[str]) -> str:
     return " and ".join([one for one in (", ".join(words[:-1]), words[-1]) if one])
 
 
-def _ready(output: Output, app: App, runs: list[str], flows: list[Blueprint]) -> None:
+def _ready(output: Output, app: App, runs: list[str], flows: list[Blueprint], metrics: str | None) -> None:
     event: dict[str, Any] = {"event": "ready", "runs": runs, "pid": os.getpid(), "database": display(app.url)}
     lines = [
         f"[good]ready[/good]: {_listed(runs)}, pid {os.getpid()}",
@@ -95,6 +112,9 @@ def _ready(output: Output, app: App, runs: list[str], flows: list[Blueprint]) ->
     if flows:
         event["flows"] = [flow.name for flow in flows]
         lines.append(f"  flows     {', '.join(event['flows'])}")
+    if metrics is not None:
+        event["metrics"] = metrics
+        lines.append(f"  metrics   {metrics}")
     _tell(output, event, "\n".join(lines) + "\n[quiet]Ctrl-C stops[/quiet]")
 
 
