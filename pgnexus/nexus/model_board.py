@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
+from pgnexus import telemetry
 from pgnexus.db.database import Database
 from pgnexus.looper import Looper
 from pgnexus.messages import ModelInfo
@@ -35,6 +36,7 @@ class ModelBoard:
     async def _tell(self) -> float | None:
         models = self._router.available_models()
         if models != self._told:
+            telemetry.METERS.know((info.provider, info.model) for info in models)
             rows = to_json([info._asdict() for info in models]).decode()
             await self._db.query("publish_models", {"worker_id": self._instance_id, "models": rows})
             self._told = models
