@@ -21,6 +21,7 @@ from pgnexus.nexus.reservations import Reservations
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.savings import Savings
 from pgnexus.nexus.settler import Settler
+from pgnexus.nexus.standings import Standings
 from pgnexus.nexus.workflow import FLOW_SLUG, LLMRequestWorkflow
 from pgnexus.providers.provider import Provider
 from pgnexus.settings import Settings
@@ -61,12 +62,15 @@ class NexusService:
         )
         workflow = LLMRequestWorkflow(self.router, settings, savings=Savings(db), chunks=self._chunks)
         self._settler = Settler(db, notifier, instance_id, on_booked=self._reservations.booked)
-        self.consumer = QueueConsumer(db, listener, self.registry, workflow, self._settler, settings)
+        self.consumer = QueueConsumer(
+            db, listener, self.registry, workflow, self._settler, settings, room=self._gate
+        )
         self._board = ModelBoard(db, self.router, instance_id)
         self._beside = (
             Recovery(db, lambda: notifier.committed(REQUESTS_CHANNEL), interval=settings.heartbeat_interval),
             Bookkeeper(db, instance_id, settings.heartbeat_interval),
             Housekeeping(db, settings),
+            Standings(db, self.router),
         )
         self.registry.on_lost(self._gate.forget)
         self.registry.on_lost(self._reservations.forget)
