@@ -18,12 +18,12 @@ from pgnexus.providers.provider import Completion
 
 log = logging.getLogger(__name__)
 
-_REQUESTS_OWN = (AnswerTooLong, BadRequest, BudgetSpent, ContentFiltered, ContextTooLong, InternalFailure)
+REQUESTS_OWN = (AnswerTooLong, BadRequest, BudgetSpent, ContentFiltered, ContextTooLong, InternalFailure)
 
 
 def is_the_requests_own(error: ProviderError) -> bool:
     """Whether the error is the fault of what was asked, so that it tells nothing of the vendor."""
-    return isinstance(error, _REQUESTS_OWN)
+    return isinstance(error, REQUESTS_OWN)
 
 
 class Complaints:

@@ -27,6 +27,8 @@ from pgnexus.providers.catalogue import LOCAL, catalogue
 from pgnexus.providers.provider import Provider
 from pgnexus.settings import Settings
 
+_EXPLORE = 50  # one request in so many goes first to a candidate of which nothing is known
+
 
 class LLMRouter:
     """Complexity and task type to candidates to one answer."""
@@ -112,7 +114,8 @@ class LLMRouter:
 
     def selection(self, request: LLMRequest) -> Selection:
         """The candidates of a request, or why there are none."""
-        return self._selector.select(Wanted.by(request), self.conditions)
+        explore = request.request_id.int % _EXPLORE == 0
+        return self._selector.select(Wanted.by(request), self.conditions, explore=explore)
 
     @property
     def by_standing(self) -> bool:

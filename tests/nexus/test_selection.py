@@ -140,6 +140,26 @@ class TestOrder:
         }
         assert self.chosen("success_rate", conditions) == ["c", "b", "a", "d"]
 
+    def test_to_explore_is_to_ask_first_those_of_which_nothing_is_known(self) -> None:
+        conditions = {
+            Candidate("house", "b"): Standing(latency_ms=900, success_rate=1.0),
+            Candidate("house", "c"): Standing(success_rate=0.0),  # it never answered, and that is known
+            Candidate("house", "d"): Standing(latency_ms=200, success_rate=1.0),
+        }
+        explored = {
+            order: names(
+                selector(routes={"simple": {"models": list(self.MODELS), "order": order}}).select(
+                    Wanted("simple"), conditions, explore=True
+                )
+            )[0]
+            for order in ("latency", "success_rate", "price", "route")
+        }
+        assert explored == dict.fromkeys(explored, "house/a")
+        assert self.chosen("latency", conditions) == ["d", "b", "a", "c"]
+        table = {"simple": {"models": ["house/c", "house/d", "house/a"], "order": "latency"}}
+        found = selector(routes=table).select(Wanted("simple"), conditions, explore=True)
+        assert names(found) == ["house/a", "house/d", "house/c"]
+
     def test_ties_stay_as_written(self) -> None:
         same = {Candidate("house", name): Standing(latency_ms=100) for name in "abcd"}
         assert self.chosen("latency", same) == ["a", "b", "c", "d"]

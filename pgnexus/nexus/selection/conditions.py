@@ -46,13 +46,22 @@ def ordered(
     order: Order,
     card_of: Callable[[Candidate], ModelCard | None],
     conditions: Conditions,
+    *,
+    explore: bool = False,
 ) -> tuple[Candidate, ...]:
-    """The candidates as the route wants them: ties stay as written, and those of unknown value come last."""
+    """The candidates as the route wants them: ties stay as written, and those of unknown value come last.
+
+    With ``explore`` those of which there is no standing at all come first, unless the order is that of the prices.
+    """
     if order == "route":
         return candidates
 
-    def rank(candidate: Candidate) -> tuple[bool, float]:
-        value = order_value(order, card_of(candidate), conditions.get(candidate, UNKNOWN))
-        return value is None, value or 0.0
+    def rank(candidate: Candidate) -> tuple[int, float]:
+        standing = conditions.get(candidate, UNKNOWN)
+        value = order_value(order, card_of(candidate), standing)
+        if value is not None:
+            return 0, value
+        strange = standing.latency_ms is None and standing.success_rate is None
+        return (-1 if explore and strange and order != "price" else 1), 0.0
 
     return tuple(sorted(candidates, key=rank))

@@ -54,10 +54,14 @@ class Selector:
         """Why the provider cannot be asked, and what to do; None when it can."""
         return self._pools.why_unusable(provider)
 
-    def select(self, wanted: Wanted, conditions: Conditions = _NOTHING_KNOWN) -> Selection:
+    def select(
+        self, wanted: Wanted, conditions: Conditions = _NOTHING_KNOWN, *, explore: bool = False
+    ) -> Selection:
         """The candidates for a request.
 
-        One whose breaker is open keeps its place: it may be probed by the time its turn comes.
+        One whose breaker is open keeps its place: it may be probed by the time its turn comes. To ``explore`` is to
+        put those first of which nothing is known, where the route orders by how they do: else they would stay last
+        for ever, and nobody would find out.
         """
         route = self._routes.find(wanted.complexity, wanted.task_type, wanted.agent_id)
         pool = self._pools.find(wanted, route)
@@ -67,7 +71,7 @@ class Selector:
         if not pool.fit:
             unmet = "; ".join(f"{c} {why}" for c, why in pool.out.items() if c.provider in self._usable)
             return Selection((), BadRequest(f"{wanted}: {unmet}"), row, name)
-        fit = ordered(pool.fit, row.order, self._pools.card, conditions)
+        fit = ordered(pool.fit, row.order, self._pools.card, conditions, explore=explore)
         too_long = self._too_long(wanted.needs, pool)
         left = tuple(candidate for candidate in fit if candidate not in too_long) if too_long else fit
         if left and (row.longer_context or left[0] == fit[0]):
