@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pgnexus import settings
-from pgnexus.providers.catalogue import catalogue
 from pgnexus.policy import ProviderSettings
+from pgnexus.providers.catalogue import catalogue
 from pgnexus.settings import Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
@@ -31,7 +31,7 @@ All times are in seconds. A value that does not fit is an error that names the s
 exist, in the file or among the arguments; an environment variable that is no setting's is passed over.
 
 API keys are no settings. Each provider reads its key from the environment variable in
-[the table of providers](#providers), and only where the nexus side runs.
+[the table of providers](#providers) or from a file ([how](providers.md#keys)), and only where the nexus side runs.
 """
 
 _MIDDLE = """## Providers
@@ -120,7 +120,8 @@ def _vendors() -> str:
     for name, vendor in catalogue(Settings.model_construct(**_defaults())).items():
         keys = " or ".join(f"`{key}`" for key in vendor.api_key_env) or "needs none"
         needed = "" if vendor.needs_key or not vendor.api_key_env else " (needs none)"
-        where = f"`{vendor.base_url}`" if vendor.base_url else "a process on this machine"
+        elsewhere = "a process on this machine" if vendor.any_llm is None else "its own API, through any-llm"
+        where = f"`{vendor.base_url}`" if vendor.base_url else elsewhere
         lines.append(f"| `{name}` | {keys}{needed} | {where} |")
     return "The built-in rows:\n\n" + "\n".join(lines) + "\n"
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 
 from pgnexus.errors import InvalidSettings
+from pgnexus.providers import keys
+from pgnexus.providers.anyllm_wire import AnyLLMWire
 from pgnexus.providers.catalogue import LOCAL, catalogue
 from pgnexus.providers.provider import Completion, Provider
 from pgnexus.settings import Settings
@@ -14,10 +16,10 @@ __all__ = ["Completion", "Provider", "build_providers"]
 
 
 def build_providers(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, Provider]:
-    """Every vendor that can be asked, by name: those with a key in ``environ``, and those that need none.
+    """Every vendor that can be asked, by name: those with a key, those that need none, less those whose SDK is missing.
 
-    Nothing is connected or started before the first call. Raises `InvalidSettings` when the extra that
-    carries the wires is not installed.
+    Nothing is connected, started or, of any-llm and the SDKs, imported before the first call. Raises
+    `InvalidSettings` for a key that cannot be read, and when the extra that carries the wires is not installed.
     """
     try:  # an extra: the caller's side needs none of it
         import genai_prices  # noqa: F401, PLC0415 - now, and not under the first answer
@@ -36,7 +38,12 @@ def build_providers(settings: Settings, environ: Mapping[str, str] = os.environ)
         if name == LOCAL:
             providers[name] = LocalModel(vendor, http, path=settings.local_model_path, max_bytes=limit)
             continue
-        key = vendor.key(environ)
-        if key is not None or not vendor.needs_key:
-            providers[name] = OpenAIWire(vendor, key, http, max_bytes=limit)
+        key = keys.find(vendor, environ)
+        if (key is None and vendor.needs_key) or vendor.missing is not None:
+            continue
+        value = None if key is None else key.value
+        if vendor.wire == "any-llm":
+            providers[name] = AnyLLMWire(vendor, value, max_bytes=limit)
+        else:
+            providers[name] = OpenAIWire(vendor, value, http, max_bytes=limit)
     return providers

@@ -6,16 +6,19 @@ Patterns are those of `fnmatch`. A model's name is passed on to its vendor as it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Final
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Literal
 
 from pgnexus.errors import InvalidSettings
 from pgnexus.messages import ApiVersion
 from pgnexus.policy import ProviderSettings
 from pgnexus.settings import Settings
+
+Wire = Literal["openai", "any-llm"]
 
 LOCAL: Final = "local"
 LOCAL_MODEL: Final = "smollm2-135m-instruct"
@@ -52,15 +55,38 @@ class Vendor:
     """Patterns of its models that speak no chat completions."""
     max_tokens_field: str = "max_tokens"
     seed_field: str = "seed"
+    stream_options: bool = True
+    """False: it refuses ``stream_options``, and counts tokens in its streams unasked."""
     developer_role: bool = False
     """True: it knows the role ``developer``; others are sent ``system``."""
     timeout: float | None = None
     configured: bool = False
     """True: named in the settings, so that a server which needs no key is believed to be there."""
+    api_key_file: Path | None = None
+    any_llm: str | None = None
+    """Its name in any-llm, which speaks its own wire; None: any-llm is not needed."""
+    any_llm_url: str = ""
+    """Root of its own API; empty: the one its SDK knows."""
+    sdk: str = "any_llm"
+    """The module that any-llm asks it through."""
+    asked_by: Wire | None = None
+    """What the settings say it is asked by."""
 
-    def key(self, environ: Mapping[str, str]) -> str | None:
-        """The first of its keys that is set and not blank."""
-        return next((key for name in self.api_key_env if (key := environ.get(name, "").strip())), None)
+    @property
+    def wire(self) -> Wire:
+        """What it is asked by: the settings' word, else its own wire where that can be spoken."""
+        if self.asked_by is not None:
+            return self.asked_by
+        if not self.base_url and self.any_llm is not None:
+            return "any-llm"
+        return "any-llm" if self.any_llm is not None and _installed(self.sdk) else "openai"
+
+    @property
+    def missing(self) -> str | None:
+        """What must be installed before it can be asked, and how; None when nothing must."""
+        if self.wire == "openai" or _installed(self.sdk):
+            return None
+        return "any-llm is not installed: pip install 'pgnexus[any-llm]'"
 
     def has_model(self, model: str) -> bool:
         """Whether a name without a vendor means this one."""
@@ -82,6 +108,15 @@ class Vendor:
     def speaks(self, model: str) -> tuple[ApiVersion, ...]:
         """The APIs through which the model can be asked, the usual one first."""
         return ("responses",) if _matches(model, self.responses_only) else self.apis
+
+
+@lru_cache
+def _installed(module: str) -> bool:
+    """Whether any-llm and a module of one of its SDKs are there; imports neither."""
+    try:
+        return find_spec("any_llm") is not None and find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is not there
+        return False
 
 
 @lru_cache(maxsize=4096)
@@ -113,6 +148,9 @@ _BUILT_IN: Final = (
         models=("claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5"),
         serves=("claude-*",),
         blind=("claude-2*", "claude-v1*"),
+        any_llm="anthropic",
+        any_llm_url="https://api.anthropic.com",
+        sdk="anthropic",
     ),
     Vendor(
         "gemini",
@@ -121,6 +159,9 @@ _BUILT_IN: Final = (
         price_id="google",
         models=("gemini-3.8-flash", "gemini-3.5-flash-lite", "gemini-2.5-pro"),
         serves=("gemini-*", "gemma-*"),
+        any_llm="gemini",
+        any_llm_url="https://generativelanguage.googleapis.com",
+        sdk="google.genai",
     ),
     Vendor(
         "xai",
@@ -139,6 +180,7 @@ _BUILT_IN: Final = (
         models=("mistral-medium-latest", "mistral-small-latest", "mistral-large-4"),
         serves=("mistral-*", "ministral-*", "magistral-*", "codestral*", "devstral-*", "pixtral-*"),
         seed_field="random_seed",
+        stream_options=False,
         blind=("codestral*", "devstral-*", "mistral-7b*", "mistral-nemo*", "mistral-tiny*"),
     ),
     Vendor(
@@ -176,6 +218,28 @@ _BUILT_IN: Final = (
         models=("anthropic/claude-sonnet-5.5", "google/gemini-3.8-flash", "openai/gpt-4o"),
         blind=("deepseek/*", "openai/gpt-oss-*"),
         developer_role=True,
+    ),
+    Vendor(
+        "cohere",
+        "",  # what it has of OpenAI's wire is behind its own
+        ("CO_API_KEY", "COHERE_API_KEY"),
+        price_id="cohere",
+        models=("command-a-03-2025", "command-r7b-12-2024"),
+        serves=("command-*", "c4ai-*"),
+        blind=("command-a-0*", "command-r*", "c4ai-aya-expanse*"),
+        any_llm="cohere",
+        sdk="cohere",
+    ),
+    Vendor(
+        "bedrock",
+        "",
+        ("AWS_BEARER_TOKEN_BEDROCK",),
+        price_id="aws",
+        models=("amazon.nova-pro-v1:0", "amazon.nova-lite-v1:0", "amazon.nova-micro-v1:0"),
+        serves=("amazon.*",),
+        blind=("amazon.nova-micro*", "amazon.titan*"),
+        any_llm="bedrock",
+        sdk="boto3",
     ),
     Vendor("ollama", "http://127.0.0.1:11434/v1", ("OLLAMA_API_KEY",), needs_key=False),
     Vendor("vllm", "http://127.0.0.1:8000/v1", ("VLLM_API_KEY",), needs_key=False, developer_role=True),
@@ -215,23 +279,49 @@ def catalogue(settings: Settings) -> dict[str, Vendor]:
 
 def _laid_over(row: Vendor | None, name: str, over: ProviderSettings) -> Vendor:
     if row is None:
-        if over.base_url is None and over.enabled:
-            raise InvalidSettings(f"providers.{name}.base_url: missing; pgnexus has no row for {name!r}")
-        # A server that nobody named a key for is one that asks for none.
-        row = Vendor(name, over.base_url or "", needs_key=over.api_key_env is not None)
+        row = _new(name, over)
     elif over.base_url is not None and name == LOCAL:
         raise InvalidSettings(
             f"providers.{LOCAL}.base_url: the local model has none; give the server another name"
         )
-    base_url = over.base_url or row.base_url
-    if base_url and not base_url.startswith(("http://", "https://")):
-        raise InvalidSettings(f"providers.{name}.base_url: {base_url!r} must begin with http:// or https://")
+    if over.wire == "openai" and not (over.base_url or row.base_url):
+        raise InvalidSettings(
+            f"providers.{name}.wire: {name} does not speak OpenAI's wire; give it a base_url"
+        )
+    if over.wire == "any-llm" and name == LOCAL:
+        raise InvalidSettings(f"providers.{LOCAL}.wire: the local model speaks OpenAI's wire")
+    if over.base_url and not over.base_url.startswith(("http://", "https://")):
+        raise InvalidSettings(
+            f"providers.{name}.base_url: {over.base_url!r} must begin with http:// or https://"
+        )
     return replace(
-        row,
-        base_url=base_url.rstrip("/"),
+        _placed(row, name, over),
         api_key_env=(over.api_key_env,) if over.api_key_env else row.api_key_env,
+        api_key_file=over.api_key_file,
         needs_key=row.needs_key if over.needs_key is None else over.needs_key,
         models=tuple(dict.fromkeys((*over.models, *row.models))),
         timeout=over.timeout or row.timeout,
         configured=True,
     )
+
+
+def _new(name: str, over: ProviderSettings) -> Vendor:
+    """A vendor that only the settings know."""
+    if over.wire == "any-llm":
+        return Vendor(name, "", (f"{name.upper()}_API_KEY",), any_llm=name)
+    if over.base_url is None and over.enabled:
+        raise InvalidSettings(f"providers.{name}.base_url: missing; pgnexus has no row for {name!r}")
+    # A server that nobody named a key for is one that asks for none.
+    return Vendor(name, "", needs_key=over.api_key_env is not None or over.api_key_file is not None)
+
+
+def _placed(row: Vendor, name: str, over: ProviderSettings) -> Vendor:
+    """Where it is and what it is asked by: a base URL without a wire is that of an OpenAI-compatible API."""
+    asked_by = over.wire
+    if asked_by is None and over.base_url is not None and (row.base_url or row.any_llm is None):
+        asked_by = "openai"
+    row = replace(row, asked_by=asked_by, any_llm=row.any_llm or (name if asked_by == "any-llm" else None))
+    if over.base_url is None:
+        return row
+    url = over.base_url.rstrip("/")
+    return replace(row, any_llm_url=url) if row.wire == "any-llm" else replace(row, base_url=url)

@@ -1,0 +1,142 @@
+"""Nexus side, the step that leaves the machine: one call through any-llm, in a vendor's own wire.
+
+any-llm and the vendor's SDK are imported by the first call, in a thread, since they take a second to load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Final
+
+from pgnexus.errors import NoCandidate, ProviderError, ProviderTimeout
+from pgnexus.providers import anyllm_answer, anyllm_request
+from pgnexus.providers.anyllm_errors import translated
+from pgnexus.providers.anyllm_exchange import CURRENT, Exchange
+
+if TYPE_CHECKING:
+    from pgnexus.messages import LLMRequest
+    from pgnexus.providers.anyllm_client import Client
+    from pgnexus.providers.catalogue import Vendor
+    from pgnexus.providers.provider import Completion, OnDelta
+
+_SLACK: Final = 5.0  # seconds by which an SDK's own clock runs after ours, which closes the connection
+_NOBODY: Final = object()
+
+
+class AnyLLMWire:
+    """A vendor that any-llm speaks to. Retries are the router's business, so the SDK's are switched off."""
+
+    def __init__(self, vendor: Vendor, key: str | None, *, max_bytes: int) -> None:
+        self._vendor = vendor
+        self._any_llm = vendor.any_llm or vendor.name
+        self._key = key
+        self._max_bytes = max_bytes
+        self._client: Client | None = None
+        self._opening = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        return self._vendor.name
+
+    async def complete(
+        self, request: LLMRequest, model: str, *, timeout: float, on_delta: OnDelta | None = None
+    ) -> Completion:
+        """Ask once; see `Provider.complete`."""
+        where = f"{self._vendor.name}/{model}"
+        parameters = anyllm_request.parameters(request, model, self._any_llm, where)
+        exchange = Exchange(where, self._max_bytes)
+        token = CURRENT.set(exchange)
+        try:
+            async with asyncio.timeout(timeout) as clock:
+                outcome = await self._ask(parameters, timeout, on_delta, exchange)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            outcome = ProviderTimeout(f"{where}: no whole answer within {timeout:g} s")
+        finally:
+            CURRENT.reset(token)
+        if isinstance(outcome, ProviderError):
+            # Nothing of what an SDK holds, such as headers, hangs on an error: hence no cause and no context.
+            outcome.__cause__ = outcome.__context__ = None
+            raise outcome.with_traceback(None)
+        return outcome
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _ask(
+        self, parameters: dict[str, Any], timeout: float, on_delta: OnDelta | None, exchange: Exchange
+    ) -> Completion | ProviderError:
+        client = await self._guarded(self._open(), exchange)
+        if isinstance(client, ProviderError):
+            return client
+        keywords = parameters | client.keywords(timeout + _SLACK, stream=on_delta is not None)
+        answer = await self._guarded(client.complete(**keywords), exchange)
+        if isinstance(answer, ProviderError):
+            return answer
+        model = parameters["model"]
+        try:
+            if on_delta is None or not keywords.get("stream"):
+                whole = anyllm_answer.completion(answer, model, self._any_llm, exchange)
+                if on_delta is not None:
+                    on_delta(anyllm_answer.told_at_once(whole))
+                return whole
+            return await self._streamed(
+                answer, anyllm_answer.Pieces(model, self._any_llm, exchange), on_delta, exchange
+            )
+        except ProviderError as error:
+            return error
+
+    async def _streamed(
+        self, stream: Any, pieces: anyllm_answer.Pieces, on_delta: OnDelta, exchange: Exchange
+    ) -> Completion | ProviderError:
+        chunks = aiter(stream)
+        try:
+            while (chunk := await self._guarded(anext(chunks, _NOBODY), exchange)) is not _NOBODY:
+                if isinstance(chunk, ProviderError):
+                    chunk.usage = anyllm_answer.counted(pieces.usage)
+                    return chunk
+                if (delta := pieces.add(chunk)) is not None:
+                    on_delta(delta)
+        finally:
+            if hasattr(stream, "aclose"):
+                await stream.aclose()
+        return pieces.completion()
+
+    async def _guarded(self, foreign: Awaitable[Any], exchange: Exchange) -> Any:
+        """What any-llm gives back, or our error for the one it raises."""
+        try:
+            return await foreign
+        except Exception as error:
+            return translated(error, exchange, where=exchange.where, key=self._key)
+
+    async def _open(self) -> Client:
+        async with self._opening:
+            loop = asyncio.get_running_loop()
+            if self._client is None or self._client.loop is not loop:
+                self._client = await asyncio.to_thread(self._build, loop)
+            return self._client
+
+    def _build(self, loop: asyncio.AbstractEventLoop) -> Client:
+        if self._vendor.missing is not None:
+            raise NoCandidate(f"provider {self._vendor.name}: {self._vendor.missing}")
+        from pgnexus.providers.anyllm_client import Client  # noqa: PLC0415 - imports any-llm, an extra
+
+        for name in (
+            "any_llm",
+            "botocore",
+            "urllib3",
+            "httpcore",
+            "httpx",
+            "anthropic",
+            "openai",
+            "google_genai",
+        ):
+            # What they say of each call is said by us, and on debug some of them show headers, with the key.
+            logger = logging.getLogger(name)
+            logger.setLevel(max(logger.level, logging.ERROR))
+        return Client(self._vendor, self._any_llm, self._key, loop)
