@@ -31,6 +31,7 @@ check: .venv/dev.stamp ## format, lint, types, the direction of imports
 bench: .venv/dev.stamp ## measure throughput, latency, commits and WAL; see benchmarks/README.md
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.flow
+	@$(BIN)/python -m benchmarks.router --memory
 
 chaos: .venv/dev.stamp ## the tests that kill things, CHAOS_ROUNDS times (5), and a thousand drawn flows
 	@PGNEXUS_PROPERTY_EXAMPLES=1000 $(BIN)/pytest -q tests/flow/test_properties.py --timeout 3600

@@ -29,6 +29,14 @@ class Child:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{words}\n".encode())
 
+    async def hear(self) -> str:
+        """The next line that it says."""
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("a process of the benchmark ended; what it said is above")
+        return line.decode().strip()
+
     def memory(self) -> tuple[float | None, float | None]:
         """Resident memory in MB, now and at its peak; None where /proc does not tell."""
         found: dict[str, float] = {}

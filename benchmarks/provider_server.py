@@ -1,4 +1,4 @@
-"""A vendor that answers at once, or after a fixed delay: the same 1 kB every time, on OpenAI's wire."""
+"""A vendor that answers at once, or after a fixed delay: the same 1 kB each time, on OpenAI's wire, also streamed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -17,16 +18,33 @@ from benchmarks.prompts import prompt
 MODEL = "stub-1"
 
 
-def _answer() -> bytes:
+ANSWER = prompt(0, 760)
+_USAGE = {"prompt_tokens": 180, "completion_tokens": 140, "total_tokens": 320}
+
+
+def _answer(model: str) -> bytes:
     """A whole chat completion of about 1 kB."""
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": prompt(0, 760)},
-        "finish_reason": "stop",
+    message = {"role": "assistant", "content": ANSWER}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    whole = {"id": "chatcmpl-0", "object": "chat.completion", "created": 1, "model": model}
+    return to_json({**whole, "choices": [choice], "usage": _USAGE})
+
+
+def _stream(model: str) -> list[bytes]:
+    """The same in pieces of some words."""
+    step = 40
+    deltas: list[dict[str, str]] = [{"role": "assistant", "content": ""}]
+    deltas += [{"content": ANSWER[start : start + step]} for start in range(0, len(ANSWER), step)]
+    choices: list[list[Any]] = [[{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas]
+    choices += [[{"index": 0, "delta": {}, "finish_reason": "stop"}], []]
+    head: dict[str, Any] = {
+        "id": "chatcmpl-0",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": model,
     }
-    usage = {"prompt_tokens": 180, "completion_tokens": 140, "total_tokens": 320}
-    whole = {"id": "chatcmpl-0", "object": "chat.completion", "created": 1, "model": MODEL}
-    return to_json({**whole, "choices": [choice], "usage": usage})
+    events = [to_json({**head, "choices": choice, "usage": None if choice else _USAGE}) for choice in choices]
+    return [b"data: " + event + b"\n\n" for event in (*events, b"[DONE]")]
 
 
 class ProviderServer:
@@ -42,23 +60,29 @@ class ProviderServer:
 
 
 @asynccontextmanager
-async def provider_server(delay: float = 0.0) -> AsyncIterator[ProviderServer]:
-    """The server in a process of its own; ``delay`` is seconds a call takes at least."""
-    async with child("benchmarks.provider_server", "--delay", delay) as process:
+async def provider_server(delay: float = 0.0, model: str = MODEL) -> AsyncIterator[ProviderServer]:
+    """The server in a process of its own; ``delay`` is seconds a call takes at least, ``model`` who it says it is."""
+    async with child("benchmarks.provider_server", "--delay", delay, "--model", model) as process:
         yield ProviderServer(int(process.greeting))
 
 
-async def _serve(delay: float) -> None:
-    body, calls = _answer(), 0
+async def _serve(delay: float, model: str) -> None:
+    body, pieces, calls = _answer(model), _stream(model), 0
 
-    async def handle(request: web.BaseRequest) -> web.Response:
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
         nonlocal calls
         if request.method == "GET":
             return web.Response(text=str(calls))
-        await request.read()
+        asked = await request.read()
         calls += 1
         if delay:
             await asyncio.sleep(delay)
+        if b'"stream":true' in asked:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            for piece in pieces:
+                await response.write(piece)
+            return response
         return web.Response(body=body, content_type="application/json")
 
     runner = web.ServerRunner(web.Server(handle, access_log=None))
@@ -73,4 +97,6 @@ async def _serve(delay: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--delay", type=float, default=0.0)
-    asyncio.run(_serve(parser.parse_args().delay))
+    parser.add_argument("--model", default=MODEL)
+    given = parser.parse_args()
+    asyncio.run(_serve(given.delay, given.model))

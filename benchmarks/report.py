@@ -88,20 +88,26 @@ def ratios(results: Results) -> dict[str, float]:
 
 def show(results: Results, console: Console) -> None:
     """Print one table a measurement, then the ratios."""
+    show_tables(results, console)
+    for name, ratio in ratios(results).items():
+        console.print(f"{name}: {ratio:g}")
+
+
+def show_tables(results: Results, console: Console) -> None:
+    """Print one table a measurement."""
     for measurement, contestants in summary(results).items():
         table = Table(title=measurement, title_justify="left", caption="median (least to most)")
         table.add_column("")
         for name in contestants:
             table.add_column(name, justify="right")
         for key in dict.fromkeys(key for figures in contestants.values() for key in figures):
-            cells = [_cell(figures.get(key)) for figures in contestants.values()]
+            cells = [cell(figures.get(key)) for figures in contestants.values()]
             table.add_row(key.replace("_", " "), *cells)
         console.print(table)
-    for name, ratio in ratios(results).items():
-        console.print(f"{name}: {ratio:g}")
 
 
-def _cell(figure: dict[str, float] | None) -> str:
+def cell(figure: dict[str, float] | None) -> str:
+    """The median of a figure, and its spread."""
     if figure is None:
         return "-"
     median, least, most = (_short(figure[key]) for key in ("median", "least", "most"))
