@@ -64,6 +64,8 @@ class Reservation:
         """The call is in the books, or was never made; whether it was the last one of a row that is stored."""
         self.ended = True
         self.row.open -= 1
+        if self.row.open == 0 and not self.row.sent:
+            self.row.calls.clear()
         return self.row.open == 0 and self.row.sent
 
 

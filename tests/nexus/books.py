@@ -88,7 +88,7 @@ async def settle(db: Database, worker_id: UUID, *items: dict[str, Any]) -> list[
 
 
 async def reserve(db: Database, worker_id: UUID, number: int, *calls: list[Any]) -> None:
-    """Note calls in flight: [request_id, attempt, call, started_at, provider, model, prompt, completion, cost, charges]."""
+    """Note calls in flight, each as `noted` makes them."""
     await sql(db, "select nexus.reserve(%s, %s, %s::json, '{}', '{}')", worker_id, number, json.dumps(calls))
 
 
