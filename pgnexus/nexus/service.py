@@ -66,8 +66,11 @@ class NexusService:
             db, listener, self.registry, workflow, self._settler, settings, room=self._gate
         )
         self._board = ModelBoard(db, self.router, instance_id)
+        self._recovery = Recovery(
+            db, lambda: notifier.committed(REQUESTS_CHANNEL), interval=settings.heartbeat_interval
+        )
         self._beside = (
-            Recovery(db, lambda: notifier.committed(REQUESTS_CHANNEL), interval=settings.heartbeat_interval),
+            self._recovery,
             Bookkeeper(db, instance_id, settings.heartbeat_interval),
             Housekeeping(db, settings),
             Standings(db, self.router),

@@ -7,9 +7,11 @@ import json
 from decimal import Decimal
 
 import pytest
+from aiohttp import web
+from provider_server import answer, served
 from system import answered, put, running, sql, started, until
 
-from pgnexus.errors import RequestCancelled
+from pgnexus.errors import RequestCancelled, RequestFailed
 from pgnexus.messages import LLMRequest, new_request_id
 from pgnexus.nexus.savings import saving_key
 from pgnexus.nexus.selection import Candidate
@@ -165,16 +167,28 @@ async def test_a_cancelled_leader_hands_over(database_url, llmock, db):
     assert sorted(result.shared for result in results) == [False, True, True]
 
 
-async def test_a_leader_that_fails_hands_over(database_url, llmock, db):
-    llmock.delay(1.0)
-    llmock.fail(400, times=1)
-    async with running(database_url, llmock.base_url()) as llm:
+async def test_a_leader_that_fails_hands_over(database_url, db):
+    may_fail = asyncio.Event()
+    calls = 0
+
+    async def vendor(_: web.Request) -> web.Response:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            return web.json_response(answer())
+        await may_fail.wait()
+        return web.json_response({"error": {"message": "no"}}, status=400)
+
+    async with served(vendor) as url, running(database_url, url) as llm:
         leader = await llm.enqueue("simple", "Hello", single_flight=True)
         await until(lambda: sql(db, "select 1 from nexus.flights"))
         follower = await llm.enqueue("simple", "Hello", single_flight=True)
-        with pytest.raises(Exception, match="400"):
+        await until(lambda: sql(db, "select 1 from nexus.parked"))
+        may_fail.set()
+        with pytest.raises(RequestFailed, match="400"):
             await leader.result(10)
         assert (await follower.result(10)).ok
+    assert calls == 2
 
 
 async def test_a_foreign_request_saves_too(database_url, llmock, db):

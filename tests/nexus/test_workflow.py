@@ -41,7 +41,7 @@ def claim(attempt: int = 1, seconds: float | None = None, **fields) -> Claim:
 
 async def test_an_answer(make, llmock):
     llmock.reply("Hi.")
-    settled = await make().run(asked := claim(agent_id="a1"))
+    settled = await make().run(asked := claim(agent_id="a1"), [])
     result = settled.result
     assert (settled.outcome, result["request_id"], result["agent_id"]) == ("success", str(asked.run_id), "a1")
     assert (result["response"], result["status"], result["attempts"]) == ("Hi.", "success", 1)
@@ -51,26 +51,25 @@ async def test_an_answer(make, llmock):
     assert item["calls"][0]["outcome"] == "success"
 
 
-async def test_what_may_pass_is_put_back_with_a_growing_jittered_delay(make, llmock):
+async def test_what_may_pass_is_put_back_with_a_growing_delay_of_full_jitter(make, llmock):
     llmock.fail(500, times=None)
-    workflow = make(retry_base_delay=1.0)
-    for attempt, (low, high) in {1: (1, 2), 2: (2, 4), 5: (16, 32)}.items():
-        settled = await workflow.run(claim(attempt))
-        assert settled.outcome == "retry"
-        assert low <= settled.delay <= high
-    late = await make(retry_base_delay=1.0, max_attempts=100).run(claim(60))
-    assert late.delay <= 300
+    workflow = make(retry_base_delay=1.0, max_attempts=100)
+    for attempt, ceiling in {1: 2, 2: 4, 5: 32, 60: 300}.items():
+        settled = [await workflow.run(claim(attempt), []) for _ in range(20)]
+        assert {one.outcome for one in settled} == {"retry"}
+        delays = sorted(one.delay for one in settled)
+        assert 0 <= delays[0] < ceiling / 2 < delays[-1] <= ceiling
 
 
 async def test_the_wait_that_the_vendor_asks_for_is_kept(make, llmock):
     llmock.rate_limit(retry_after=17)
-    settled = await make().run(claim())
+    settled = await make().run(claim(), [])
     assert (settled.outcome, settled.delay) == ("retry", 17)
 
 
 async def test_a_next_try_after_the_deadline_is_a_timeout_now(make, llmock):
     llmock.rate_limit(retry_after=1700)
-    settled = await make().run(claim(seconds=500))
+    settled = await make().run(claim(seconds=500), [])
     assert (settled.outcome, settled.details["status"]) == ("failed", "timeout")
     assert "429" in settled.details["error"]["message"]
     assert (settled.details["attempts"], settled.details["provider"]) == (1, "openai")
@@ -78,7 +77,7 @@ async def test_a_next_try_after_the_deadline_is_a_timeout_now(make, llmock):
 
 async def test_a_next_try_before_the_deadline_is_made(make, llmock):
     llmock.rate_limit(retry_after=17)
-    settled = await make().run(claim(seconds=500))
+    settled = await make().run(claim(seconds=500), [])
     assert (settled.outcome, settled.delay) == ("retry", 17)
 
 
@@ -95,14 +94,14 @@ async def test_a_stored_timeout_names_the_last_error_and_counts_the_calls(databa
 
 async def test_a_call_that_is_given_up_at_the_deadline_is_told_before_it(make, llmock):
     llmock.delay(30)
-    settled = await make(max_attempts=1).run(asked := claim(seconds=1.0))
+    settled = await make(max_attempts=1).run(asked := claim(seconds=1.0), [])
     assert asked.seconds_left() > 0
     assert (settled.details["status"], settled.details["attempts"]) == ("timeout", 1)
 
 
 async def test_the_last_attempt_fails(make, llmock):
     llmock.fail(503)
-    settled = await make(max_attempts=3).run(claim(3))
+    settled = await make(max_attempts=3).run(claim(3), [])
     assert (settled.outcome, settled.details["status"]) == ("failed", "failed")
     assert settled.details["error"] | {"message": ""} == {
         "type": "provider_unavailable",
@@ -114,29 +113,29 @@ async def test_the_last_attempt_fails(make, llmock):
 
 async def test_what_cannot_pass_fails_at_once(make, llmock):
     llmock.fail(400)
-    settled = await make().run(claim())
+    settled = await make().run(claim(), [])
     assert (settled.outcome, settled.details["error"]["type"]) == ("failed", "bad_request")
 
 
 async def test_past_the_deadline_nobody_is_asked(make, llmock):
-    settled = await make().run(claim(seconds=-1))
+    settled = await make().run(claim(seconds=-1), [])
     assert (settled.outcome, settled.details["status"]) == ("failed", "timeout")
     assert not llmock.requests
 
 
 async def test_what_is_no_request_is_told_by_its_field(make, llmock):
-    settled = await make().run(claim(temperature=7, agent_id=["x"]))
+    settled = await make().run(claim(temperature=7, agent_id=["x"]), [])
     assert settled.details["error"]["type"] == "invalid_request"
     assert "temperature" in settled.details["error"]["message"]
     assert "agent_id" not in settled.details
     unread = Claim(uuid4(), "validate", 1, "[[[", None)
-    assert (await make().run(unread)).details["error"]["type"] == "invalid_request"
+    assert (await make().run(unread, [])).details["error"]["type"] == "invalid_request"
     assert not llmock.requests
 
 
 @pytest.mark.parametrize("end", ["cancelled", "broken"])
 def test_other_ends_are_results_too(end):
-    settled = getattr(LLMRequestWorkflow, end)(claim())
+    settled = getattr(LLMRequestWorkflow, end)(claim(), [])
     assert settled.outcome == "failed"
     assert (
         json.loads(settled.to_item())["details"]["error"]["type"]
@@ -145,7 +144,7 @@ def test_other_ends_are_results_too(end):
 
 
 def test_a_release_counts_no_attempt_and_says_nothing():
-    item = json.loads(LLMRequestWorkflow.release(claim()).to_item())
+    item = json.loads(LLMRequestWorkflow.release(claim(), []).to_item())
     assert (item["outcome"], item["calls"], "result" in item, "details" in item) == (
         "release",
         [],
