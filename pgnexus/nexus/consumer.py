@@ -179,7 +179,7 @@ class QueueConsumer:
         self._shares.ended(claim)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("request %s: failed in our own code", claim.run_id, exc_info=error)
-        if self._hungry and self._gathering is None:
+        if self._gathering is None and (self._hungry or self._parking.waiting):
             self._gathering = asyncio.get_running_loop().call_later(_GATHER, self._gathered)
 
     def _give_up(self, tasks: Iterable[asyncio.Task[None]]) -> None:
@@ -188,6 +188,7 @@ class QueueConsumer:
 
     def _gathered(self) -> None:
         self._gathering = None
+        self._parking.freed()
         self._looper.wake()
 
     def _on_requests(self, _: str) -> None:

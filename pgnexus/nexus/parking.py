@@ -74,6 +74,17 @@ class Parking:
         elif not scope.startswith("flight:"):  # whoever ends a flight sends its followers on
             self._lines.setdefault(scope, Line(time.monotonic()))
 
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody is known to wait in any line."""
+        return bool(self._lines)
+
+    def freed(self) -> None:
+        """A call has ended, which may make room in any line."""
+        now = time.monotonic()
+        for line in self._lines.values():
+            line.due = min(line.due, now)
+
     def pause(self) -> float | None:
         """Seconds until it pays to take again; None when nobody is known to wait."""
         due = [line.due for scope, line in self._lines.items() if scope != SHARE]

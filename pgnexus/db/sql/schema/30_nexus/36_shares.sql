@@ -17,7 +17,7 @@ begin
        )
        select $3, max(max(f.msg_id)) over (), (sum(count(*)) over ())::bigint, coalesce(f.message ->> ''agent_id'', ''''),
               (array_agg(f.msg_id order by f.msg_id))[:500]
-       from found f where f.before < 1048576 group by 3', pgmq.format_table_name(lane, 'q'))
+       from found f where f.before < 1048576 group by 4', pgmq.format_table_name(lane, 'q'))
     using (p_after ->> lane)::bigint, p_limit, lane;
   end loop;
 end
