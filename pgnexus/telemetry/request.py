@@ -87,10 +87,6 @@ class WatchedRequest:
             _current.reset(self._token)
         self.span.__exit__(kind, error, traceback)
 
-    def saved(self, how: str) -> None:
-        """It was answered without a call of its own: ``cached`` or ``shared``."""
-        METERS.saved.add(how)
-
 
 def reported(report: Mapping[str, Any]) -> dict[str, Any]:
     """What a result says, as attributes. Tokens have names of our own: those of the GenAI conventions are for the
