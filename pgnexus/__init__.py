@@ -12,9 +12,11 @@
 """
 
 from pgnexus.app import App, executor, open, open_sync
+from pgnexus.caller.chunk import Chunk
 from pgnexus.caller.handle import RequestHandle
 from pgnexus.caller.results import JobResult
 from pgnexus.caller.service import LLMService
+from pgnexus.caller.stream import ResultStream
 from pgnexus.caller.sync import SyncLLMService
 from pgnexus.caller.workflow import LlmRequest
 from pgnexus.errors import (
@@ -65,6 +67,7 @@ __all__ = [
     "Actions",
     "App",
     "BuiltFlow",
+    "Chunk",
     "Context",
     "DatabaseError",
     "DatabaseUnavailable",
@@ -95,6 +98,7 @@ __all__ = [
     "RequestHandle",
     "RequestTimeout",
     "ResultPending",
+    "ResultStream",
     "RetryLater",
     "RunCancelled",
     "RunError",

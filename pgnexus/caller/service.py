@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Unpack, get_args
+from typing import Any, Unpack
 from uuid import UUID, uuid4
 
 from pgnexus import telemetry
-from pgnexus.caller.chunk_feeds import ChunkFeeds
 from pgnexus.caller.draft import Messages, Options, RequestDraft
 from pgnexus.caller.handle import RequestHandle
 from pgnexus.caller.leaver import Leaver
+from pgnexus.caller.options import cancels_on_exit, laid_over, to_uuid
 from pgnexus.caller.outcome import successful
 from pgnexus.caller.progress import RequestProgress
 from pgnexus.caller.queue_health import QueueHealth
 from pgnexus.caller.request_worker import Accepted, LlmRequestWorker
 from pgnexus.caller.result_poller import LlmResultPoller
 from pgnexus.caller.results import Filters, JobResult
-from pgnexus.caller.stream import ResultStream
+from pgnexus.caller.stream import ResultStream, Streams
 from pgnexus.caller.vision import check_usable
 from pgnexus.caller.waiters import Waiters
 from pgnexus.db.database import Database
@@ -50,8 +50,10 @@ class LLMService:
         self._settings = settings
         self._worker = LlmRequestWorker(db, notifier)
         self._waiters = Waiters(db, listener, poll_interval=settings.poll_interval)
-        self._feeds = ChunkFeeds(db, listener, poll_interval=settings.poll_interval)
         self._leaver = Leaver(db, self._worker.flushed)
+        self._streams = Streams(
+            db, listener, self._waiters, self._leaver, poll_interval=settings.poll_interval
+        )
         self._poller = LlmResultPoller(db, listener, notifier, settings, self._waiters) if poller else None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._lease = {"lease": settings.worker_lease}
@@ -71,7 +73,7 @@ class LLMService:
             )
         self._home = (os.getpid(), asyncio.get_running_loop())
         self._waiters.start()
-        self._feeds.start()
+        self._streams.start()
         if self._poller is not None:
             self._poller.start()
 
@@ -84,7 +86,7 @@ class LLMService:
         await self._leaver.close()
         if self._poller is not None:
             await self._poller.stop()
-        await self._feeds.stop()
+        await self._streams.stop()
         await self._waiters.stop()
 
     async def call(
@@ -107,7 +109,7 @@ class LLMService:
         """
         if connection is not None:
             raise InvalidRequest("connection: a call cannot wait inside a transaction; enqueue there instead")
-        cancels = _cancels(cancel_on_exit, options)
+        cancels = cancels_on_exit(cancel_on_exit, options)
         with telemetry.call(complexity_or_model, options) as watched:
             return watched.arrived(await self._call(complexity_or_model, messages, options, cancels))
 
@@ -161,7 +163,7 @@ class LLMService:
             raise InvalidRequest(
                 "connection: a stream cannot wait inside a transaction; enqueue there instead"
             )
-        cancels = _cancels(cancel_on_exit, options)
+        cancels = cancels_on_exit(cancel_on_exit, options)
         options["stream"] = True
         with telemetry.send(options):
             draft = self._draft(complexity_or_model, messages, options)
@@ -172,7 +174,7 @@ class LLMService:
             self._expect(accepted)
             return accepted
 
-        return self._read(start, draft.request_id, 0, draft.patience, cancels)
+        return self._streams.read(start, draft.request_id, 0, draft.patience, cancels)
 
     def resume(
         self,
@@ -190,32 +192,13 @@ class LLMService:
         self._check_home()
         if isinstance(after, bool) or not isinstance(after, int) or not 0 <= after < 2**31:
             raise InvalidRequest(f"after: {after!r:.100} is not the number of a chunk")
-        known = _uuid(request_id)
+        known = to_uuid(request_id)
 
         async def start() -> Accepted:
             stored = await self.job_result(known)
             return Accepted(known, stored.status, created=False)
 
-        return self._read(start, known, after, timeout, cancel_on_exit)
-
-    def _read(
-        self,
-        start: Callable[[], Awaitable[Accepted]],
-        request_id: UUID,
-        after: int,
-        patience: float | None,
-        cancels: bool,
-    ) -> ResultStream:
-        return ResultStream(
-            self._feeds,
-            self._waiters,
-            self._leaver,
-            start,
-            request_id,
-            after=after,
-            patience=patience,
-            cancels=cancels,
-        )
+        return self._streams.read(start, known, after, timeout, cancel_on_exit)
 
     async def enqueue(
         self,
@@ -249,7 +232,7 @@ class LLMService:
             drafts = []
             for number, request in enumerate(requests):
                 try:
-                    drafts.append(self._draft(*_parts(options, request)))
+                    drafts.append(self._draft(*laid_over(options, request)))
                 except InvalidRequest as error:
                     raise InvalidRequest(f"requests[{number}]: {error}") from error
             watched.set({"messaging.batch.message_count": len(drafts)})
@@ -261,12 +244,12 @@ class LLMService:
 
     def handle(self, request_id: UUID | str) -> RequestHandle:
         """The handle of a request that was stored before, in this process or another."""
-        return RequestHandle(self, _uuid(request_id), created=False)
+        return RequestHandle(self, to_uuid(request_id), created=False)
 
     async def wait(self, request_id: UUID | str, *, timeout: float | None = None) -> LLMResult:
         """Wait for a stored request's result; see `RequestHandle.result`. Raises `UnknownRequest`, too."""
         self._check_home()
-        request_id = _uuid(request_id)
+        request_id = to_uuid(request_id)
         with telemetry.wait(request_id) as watched, self._waiters.subscribe(request_id) as future:
             stored = await self.job_result(request_id)
             if stored.ended:
@@ -276,7 +259,7 @@ class LLMService:
     async def job_result(self, request_id: UUID | str) -> JobResult:
         """The stored row of a request; raises `UnknownRequest`."""
         self._check_home()
-        stored = await JobResult.get(self._db, _uuid(request_id))
+        stored = await JobResult.get(self._db, to_uuid(request_id))
         if stored is None:
             raise UnknownRequest(request_id)
         return stored
@@ -284,7 +267,7 @@ class LLMService:
     async def progress(self, request_id: UUID | str) -> RequestProgress | None:
         """How far a request has come; None when nobody has taken it up, or when it has ended."""
         self._check_home()
-        return await RequestProgress.read(self._db, _uuid(request_id))
+        return await RequestProgress.read(self._db, to_uuid(request_id))
 
     async def search(self, **filters: Unpack[Filters]) -> list[JobResult]:
         """Stored requests, the newest first; the filters are those of `JobResult.search`."""
@@ -294,7 +277,7 @@ class LLMService:
     async def cancel(self, request_id: UUID | str) -> bool:
         """Cancel a request; a call under way is given up. False when it had ended before."""
         self._check_home()
-        if await self._db.query("cancel", {"request_ids": [_uuid(request_id)]}):
+        if await self._db.query("cancel", {"request_ids": [to_uuid(request_id)]}):
             return True
         await self.job_result(request_id)  # to say so when there is none
         return False
@@ -366,29 +349,3 @@ class LLMService:
             raise ServiceMisused("this LLMService was started before a fork; open one in each process")
         if loop is not asyncio.get_running_loop():
             raise ServiceMisused("this LLMService was started in another event loop; open one in each")
-
-
-def _parts(options: Mapping[str, Any], request: Any) -> tuple[str, Any, Any]:
-    """One of `enqueue_many`'s mappings as the arguments of a draft, with ``options`` where it has none."""
-    if not isinstance(request, Mapping) or not all(isinstance(name, str) for name in request):
-        raise InvalidRequest(f"{request!r:.200} is not a mapping of messages and options")
-    given = {**options, **request}
-    messages = given.pop("messages", None)
-    if given.get("model") in get_args(Complexity):
-        raise InvalidRequest(f"model: {given['model']!r} is a complexity, not a model's name")
-    first = given.pop("model", None) or given.get("complexity") or complexity_for(given.get("task_type"))
-    return first, messages, given
-
-
-def _cancels(given: bool | None, options: Options) -> bool:
-    """Whether a request ends when its caller leaves: by default if nobody can come back for it."""
-    if given is not None:
-        return given
-    return options.get("request_id") is None and options.get("idempotency_key") is None
-
-
-def _uuid(request_id: UUID | str) -> UUID:
-    try:
-        return request_id if isinstance(request_id, UUID) else UUID(request_id)
-    except (ValueError, AttributeError, TypeError):
-        raise InvalidRequest(f"{request_id!r} is not a request_id (a UUID)") from None

@@ -15,6 +15,8 @@ from pgnexus.caller.leaver import Leaver
 from pgnexus.caller.outcome import successful
 from pgnexus.caller.request_worker import Accepted
 from pgnexus.caller.waiters import Waiters
+from pgnexus.db.database import Database
+from pgnexus.db.listener import Listener
 from pgnexus.errors import ResultPending, ServiceMisused
 from pgnexus.messages import LLMResult
 
@@ -204,3 +206,35 @@ class ResultStream:
                     await feed.changed.wait()
             except TimeoutError:
                 raise self._pending() from None
+
+
+class Streams:
+    """The streams that are read in this process."""
+
+    def __init__(
+        self, db: Database, listener: Listener, waiters: Waiters, leaver: Leaver, *, poll_interval: float
+    ) -> None:
+        self._feeds = ChunkFeeds(db, listener, poll_interval=poll_interval)
+        self._waiters = waiters
+        self._leaver = leaver
+
+    def start(self) -> None:
+        self._feeds.start()
+
+    async def stop(self) -> None:
+        await self._feeds.stop()
+
+    def read(
+        self, start: Start, request_id: UUID, after: int, patience: float | None, cancels: bool
+    ) -> ResultStream:
+        """A stream of the request that ``start`` gives, from the chunk after this number."""
+        return ResultStream(
+            self._feeds,
+            self._waiters,
+            self._leaver,
+            start,
+            request_id,
+            after=after,
+            patience=patience,
+            cancels=cancels,
+        )

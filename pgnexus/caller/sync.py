@@ -9,10 +9,14 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
+from uuid import UUID
 
+from pgnexus.caller.chunk import Chunk
 from pgnexus.caller.handle import RequestHandle
 from pgnexus.caller.service import LLMService
+from pgnexus.caller.stream import ResultStream
 from pgnexus.errors import ServiceMisused
+from pgnexus.messages import LLMResult
 
 T = TypeVar("T")
 
@@ -21,7 +25,7 @@ class SyncLLMService:
     """Every method of `LLMService`, blocking: it runs in an event loop of its own, in a thread of its own.
 
     ``opener`` gives the asynchronous service, for instance `pgnexus.open`; the handles that `enqueue`
-    returns block, too. Use it as a context manager, from any number of threads::
+    returns block, too, and a stream is an iterator. Use it as a context manager, from any number of threads::
 
         with SyncLLMService(pgnexus.open) as llm:
             print(llm.call("simple", "Say hello").text)
@@ -66,6 +70,8 @@ class SyncLLMService:
         """``value`` as the caller sees it: what is asynchronous blocks, all else is as it is."""
         if isinstance(value, RequestHandle):
             return SyncRequestHandle(value, self._blocking)
+        if isinstance(value, ResultStream):
+            return SyncResultStream(value, self._run)
         if isinstance(value, list):
             return [self._blocking(item) for item in value]
         if not callable(value):
@@ -107,3 +113,46 @@ class SyncRequestHandle:
 
     def __getattr__(self, name: str) -> Any:
         return self._blocking(getattr(self._handle, name))
+
+
+class SyncResultStream:
+    """A `ResultStream` as a plain iterator, for one thread at a time; use it in a `with` block, or read to its end."""
+
+    def __init__(self, stream: ResultStream, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._stream = stream
+        self._run = run
+
+    def __repr__(self) -> str:
+        return f"Sync{self._stream!r}"
+
+    @property
+    def request_id(self) -> UUID:
+        return self._stream.request_id
+
+    def __iter__(self) -> SyncResultStream:
+        return self
+
+    def __next__(self) -> Chunk:
+        chunk: Chunk | None = self._run(self._next())
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    async def _next(self) -> Chunk | None:
+        return await anext(self._stream, None)
+
+    def result(self) -> LLMResult:
+        """Wait for the stored result, whether chunks are read or not."""
+        result: LLMResult = self._run(self._stream.result())
+        return result
+
+    def close(self) -> None:
+        """Read no more; see `ResultStream.aclose`."""
+        self._run(self._stream.aclose())
+
+    def __enter__(self) -> SyncResultStream:
+        self._run(self._stream.__aenter__())
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -83,3 +83,27 @@ def test_outside_its_block_it_says_so(database_url: str) -> None:
 
 def test_its_methods_are_seen(llm: SyncLLMService) -> None:
     assert {"call", "enqueue", "search", "retry"} <= set(dir(llm))
+
+
+class TestStreams:
+    def test_a_stream_is_an_iterator(self, llm: SyncLLMService, llmock: Any) -> None:
+        llmock.reply("One two three.")
+        stream = llm.stream("simple", "Hello")
+        chunks = list(stream)
+        assert "".join(chunk.text for chunk in chunks) == "One two three." == stream.result().text
+        assert list(llm.resume(stream.request_id, after=chunks[-1].number)) == []
+
+    def test_leaving_its_block_cancels(self, llm: SyncLLMService, llmock: Any) -> None:
+        llmock.delay(30, times=None)
+        with llm.stream("simple", "Hello") as stream:
+            assert llm.handle(stream.request_id).status() == "enqueued"
+        assert llm.handle(stream.request_id).status() == "cancelled"
+
+    def test_one_that_is_dropped_cancels(self, llm: SyncLLMService, llmock: Any) -> None:
+        llmock.delay(30, times=None)
+        stream = llm.stream("simple", "Hello")
+        stream.__enter__()
+        handle = llm.handle(stream.request_id)
+        del stream
+        with pytest.raises(RequestCancelled):
+            handle.result(timeout=10)
