@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Protocol
 
 from pgnexus.messages import Priority
 from pgnexus.nexus.attempt import Charge, Estimate
-from pgnexus.nexus.limits.scopes import Rule
+from pgnexus.nexus.limits.blocks import Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,50 +39,54 @@ class OverBudget:
     message: str
 
 
-class Giver(Protocol):
-    """Who gives permits, and takes back what they leave."""
-
-    def settle(self, permit: Permit, tokens: int | None, cost: Decimal | None) -> tuple[Charge, ...]: ...
-
-    def cancel(self, permit: Permit) -> None: ...
-
-
 class Permit:
     """The right to make one call. Whoever has it ends it, by `settle` or by `cancel`, whatever happens.
 
-    ``charges`` is what is set aside in budgets, empty when none applies; ``takings`` is what each rule gave.
+    ``charges`` is what is set aside in budgets, empty when none applies.
     """
 
-    __slots__ = ("_giver", "_settled", "charges", "epoch", "takings")
+    __slots__ = ("_freed", "_settled", "_takings", "charges")
 
     def __init__(
         self,
-        giver: Giver | None = None,
-        takings: tuple[tuple[Rule, Decimal], ...] = (),
+        takings: tuple[tuple[Block, Decimal], ...] = (),
         charges: tuple[Charge, ...] = (),
-        epoch: int = 0,
+        freed: Callable[[], None] | None = None,
     ) -> None:
-        self.takings = takings
         self.charges = charges
-        self.epoch = epoch
-        self._giver = giver
+        self._takings = takings
+        self._freed = freed  # hears that something came back
         self._settled: tuple[Charge, ...] | None = None
 
     def settle(self, tokens: int | None, cost: Decimal | None) -> tuple[Charge, ...]:
         """The call is over and has used this much; None: nobody knows, so what was set aside counts.
 
-        Returns the charges for the books. Asked again, it returns the same and has no further effect.
+        A call that used no tokens and has no cost was free. Returns the charges for the books; asked again, the
+        same and without further effect.
         """
         if self._settled is None:
-            self._settled = () if self._giver is None else self._giver.settle(self, tokens, cost)
+            if cost is None and tokens == 0:
+                cost = Decimal(0)
+            for block, amount in self._takings:
+                block.end(amount, block.rule.used(tokens, cost))
+            self._settled = tuple(_charged(charge, tokens, cost) for charge in self.charges)
+            if self._freed is not None:
+                self._freed()
         return self._settled
 
     def cancel(self) -> None:
         """The call was never made: all that was set aside is free again. Without effect once settled."""
         if self._settled is None:
             self._settled = ()
-            if self._giver is not None:
-                self._giver.cancel(self)
+            for block, amount in self._takings:
+                block.cancel(amount)
+            if self._freed is not None:
+                self._freed()
+
+
+def _charged(charge: Charge, tokens: int | None, cost: Decimal | None) -> Charge:
+    used = cost if charge.kind.startswith("usd") else None if tokens is None else Decimal(tokens)
+    return replace(charge, actual=charge.reserved if used is None else used)
 
 
 UNLIMITED = Permit()

@@ -36,6 +36,10 @@ class Rule:
     amount: Decimal
     family: Family
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.scope, self.kind)
+
     def need(self, estimate: Estimate) -> Decimal | None:
         """What a call takes from it; None where that is money and no price is known."""
         if self.kind.startswith("usd"):
