@@ -30,7 +30,10 @@ from tools import settings_reference
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
-RUNNING = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "operations"))]
+RUNNING = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "operations", "saving")),
+]
 FLOWS = [ROOT / "docs" / f"{name}.md" for name in ("flows", "coming-from")]
 MODULES = sorted(
     info.name
@@ -214,7 +217,8 @@ def test_settings_file_in_the_reference_is_one(
 ) -> None:
     (tmp_path / "pgnexus.toml").write_text(text, encoding="utf-8")
     monkeypatch.setenv("PGNEXUS_CONFIG", str(tmp_path / "pgnexus.toml"))
-    assert Settings.load().routes == tomllib.loads(text)["routes"]
+    written = Settings(routes=tomllib.loads(text)["routes"]).routes
+    assert Settings.load().routes == written != {}
 
 
 def test_public_names_have_one_sentence_at_least() -> None:

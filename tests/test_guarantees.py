@@ -25,7 +25,7 @@ from pgnexus.app import App
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.settings import Settings
 
-LLMRouter.route = lambda *_, **__: os._exit(9)
+LLMRouter.run = lambda *_, **__: os._exit(9)
 
 async def main():
     await App(Settings.load(database_url=sys.argv[1]), caller=False, nexus=True).start()
