@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pgnexus import settings
-from pgnexus.policy import ProviderSettings
+from pgnexus.policy import ModelSettings, ProviderSettings, RouteSettings
 from pgnexus.providers.catalogue import catalogue
 from pgnexus.settings import Settings
 
@@ -47,9 +47,17 @@ timeout = 120
 base_url = "http://llm.internal:8000/v1"
 models = ["our-model"]
 
+[models."house/our-model"]
+context_length = 32768
+vision = false
+
 [routes]
 simple = ["house/our-model", "openai/gpt-4o-mini"]
 "complex/architect" = ["anthropic/claude-opus-5-5"]
+
+[routes."*@reviewer"]                 # whatever the agent "reviewer" asks
+models = ["openai/gpt-4o", "anthropic/claude-sonnet-5-5"]
+order = "price"
 ```
 
 In the environment the parts of a name are joined by two underscores, or a whole group is one JSON object:
@@ -62,6 +70,22 @@ PGNEXUS_ROUTES='{"simple": ["openai/gpt-4o-mini"]}'
 """
 
 
+_ROUTES = """## Routes
+
+A route is a list of models, each `"provider/model"`, or a row of `routes` with these fields; in the environment the
+rows are one JSON object, `PGNEXUS_ROUTES`. Its name says for which requests it is: [routing](routing.md#routes) has
+the order in which names are looked for, and the meaning of each order (`route`, `price`, `latency`, `success_rate`).
+Rows of the settings replace the built-in ones of the same name.
+
+"""
+_MODELS = """## Models
+
+What is known of a model: a row of `models` by `"provider/model"`, laid over what the catalogue and the price list
+know; in the environment the rows are one JSON object, `PGNEXUS_MODELS`. What nobody knows rules no model out.
+
+"""
+
+
 def page() -> str:
     """The whole page."""
     rows = "\n\n".join(
@@ -69,7 +93,9 @@ def page() -> str:
         for title, names in _groups().items()
     )
     fields = _table(ProviderSettings, list(ProviderSettings.model_fields), "PGNEXUS_PROVIDERS__NAME__")
-    return f"{_HEAD}\n{rows}\n\n{_MIDDLE}{fields}\n\n{_vendors()}"
+    routes = f"{_ROUTES}{_fields(RouteSettings)}\n"
+    models = f"{_MODELS}{_fields(ModelSettings)}\n"
+    return f"{_HEAD}\n{rows}\n\n{_MIDDLE}{fields}\n\n{_vendors()}\n{routes}\n{models}"
 
 
 def _groups() -> dict[str, list[str]]:
@@ -91,6 +117,15 @@ def _table(model: type[BaseModel], names: list[str], prefix: str) -> str:
         lines.append(
             f"| `{name}` | `{prefix}{name.upper()}` | {_default(field)} | {field.description}{_bounds(field)} |"
         )
+    return "\n".join(lines)
+
+
+def _fields(model: type[BaseModel]) -> str:
+    """The fields of a row that is named as the user likes."""
+    lines = ["| field | default | meaning |", "| --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        default = "required" if field.is_required() else _default(field)
+        lines.append(f"| `{name}` | {default} | {field.description}{_bounds(field)} |")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from pgnexus.app import App
 from pgnexus.cli.output import Output
 from pgnexus.cli.verb import Cli, verb
 from pgnexus.complexity import TASK_COMPLEXITY, Complexity, complexity_for
+from pgnexus.errors import InvalidRequest
 from pgnexus.messages import ModelInfo
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.selection import Explanation, Needs, Wanted
@@ -51,7 +52,7 @@ async def models(
     """
     if not explain:
         if complexity is not None:
-            raise typer.BadParameter("COMPLEXITY and TASK_TYPE are for --explain")
+            raise InvalidRequest("COMPLEXITY and TASK_TYPE are for --explain")
         await _list(cli)
         return
     needs = Needs(vision, None, tools, json_schema, tokens)
@@ -73,7 +74,7 @@ def _task(word: str | None, task_type: str | None) -> tuple[Complexity, str | No
             return complexity, task_type
     if task_type is None and word in TASK_COMPLEXITY:
         return complexity_for(word), word
-    raise typer.BadParameter(f"{word!r} is none of {', '.join(get_args(Complexity))}")
+    raise InvalidRequest(f"{word!r} is none of {', '.join(get_args(Complexity))}")
 
 
 async def _explained(settings: Settings, wanted: Wanted) -> Explanation:
@@ -94,11 +95,14 @@ def _tell(output: Output, told: Explanation) -> None:
         why = _short(one.candidate.provider, one.why_out) if one.why_out else one.origin
         style = "" if one.position is not None else "quiet"
         table.add_row(place, escape(str(one.candidate)), one.value, escape(why), style=style)
-    for provider, reason in told.others:
-        table.add_row("·", escape(provider), "", escape(_short(provider, reason)), style="quiet")
     output.show(table)
     if told.refusal is not None:
         output.show(f"[bad]refused[/]: {escape(told.refusal)}")
+    others: dict[str, list[str]] = {}
+    for provider, reason in told.others:
+        others.setdefault(_short(provider, reason), []).append(provider)
+    for reason, providers in others.items():
+        output.show(f"[quiet]{escape(', '.join(providers))}: {escape(reason)}[/]")
 
 
 def _headlines(told: Explanation) -> list[str]:
