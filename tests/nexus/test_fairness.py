@@ -67,13 +67,12 @@ async def test_a_flood_leaves_another_agent_its_share_of_the_slots(database_url,
         few = await send(service, "B", 20, priority=priority)
         await everything(few)
         early = Counter(vendor.calls[before : len(vendor.calls) - vendor.calls[::-1].index("B")])
-        print(
-            f"{priority}: until B's last of 20 began, {early['A']} of A's 1,000 did; between B's, {vendor.between('A', 'B')}"
-        )
+        between = vendor.between("A", "B")
+        print(f"{priority}: until B's last of 20 began, {early['A']} of A's 1,000 did; {between} between B's")
         assert early["B"] == 20
         # first a look notices B (0.25 s are five rounds of 20 slots), then both take turns
         assert early["A"] < 250
-        assert vendor.between("A", "B") <= 60
+        assert between <= 60
         await everything(flood)
 
 
