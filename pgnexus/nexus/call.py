@@ -32,6 +32,7 @@ from pgnexus.providers.provider import Completion, Delta, OnDelta
 log = logging.getLogger(__name__)
 
 PATIENCE = 2.0  # seconds; a longer wait is not spent in a worker's slot
+_LIMIT_PATIENCE = 0.25  # less, for a flood over a limit must not hold every slot for long
 _MAY_BE_BILLED = (ProviderTimeout, BadAnswer, AnswerTooLong)  # though their tokens are not told
 
 Answer = Completion | ProviderError | OverLimit
@@ -102,7 +103,7 @@ class Call:
             priority=request.priority,
             estimate=self._estimate(),
         )
-        permit = await gate.admit(ask, patience=max(0.0, min(PATIENCE, self._left())))
+        permit = await gate.admit(ask, patience=max(0.0, min(_LIMIT_PATIENCE, self._left())))
         if isinstance(permit, OverBudget):
             return BudgetSpent(f"{self._candidate}: {permit.message}")
         if isinstance(permit, OverLimit):
