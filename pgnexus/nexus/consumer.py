@@ -144,10 +144,12 @@ class QueueConsumer:
             task.add_done_callback(self._ended)
 
     async def _watched(self, claim: Claim) -> None:
-        with telemetry.request(claim.run_id, claim.attempt, claim.input) as watched:
+        who = (claim.run_id, claim.attempt, claim.input)
+        with telemetry.request(*who, waited=claim.waited) as watched:
             settlement = await self._run(claim)
             watched.settled(settlement.outcome, settlement.result or settlement.details)
             if not await self._settler.settle(settlement):
+                watched.settled("lost")
                 log.info(
                     "request %s: attempt %d had been taken from this worker", claim.run_id, claim.attempt
                 )

@@ -49,6 +49,7 @@ def claimed(rows: list[Any], turn: str | None = None) -> list[Claim]:
             row.input,
             None if row.seconds_left is None else now + row.seconds_left,
             turn,
+            row.waited if turn is None else None,
         )
         for row in rows
     ]

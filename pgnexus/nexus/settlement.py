@@ -28,6 +28,7 @@ class Claim:
     input: dict[str, Any] | str = field(repr=False)  # text: JSON that is nested too deep to be read
     expires_at: float | None  # by time.monotonic()
     turn: str | None = None  # the scope in whose line it had waited, when its turn came
+    waited: float | None = None  # seconds on its lane, when it is taken from there
 
     def told(self, name: str) -> str | None:
         """A field of the request, if it is a text, also of one that is not valid."""

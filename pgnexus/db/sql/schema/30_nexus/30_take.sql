@@ -16,7 +16,7 @@ $$;
 
 -- Take up to p_limit messages off one lane, and start them.
 create function nexus.take_lane(p_lane text, p_worker_id uuid, p_limit int)
-returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
+returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, waited double precision)
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_popped pgmq.message_record[];
@@ -37,19 +37,20 @@ $$;
 -- Messages without a request_id go to the archive with the reason, cancelled and overdue ones are answered at once,
 -- those taken up before are dropped, all others start.
 create function nexus.start_messages(p_lane text, p_worker_id uuid, p_messages pgmq.message_record[])
-returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
+returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, waited double precision)
 language plpgsql set search_path = pg_catalog, nexus as $$
 #variable_conflict use_column
 declare
   v_ids uuid[];
   v_inputs jsonb[];
+  v_sent timestamptz[];
   v_ended uuid[];
 begin
   perform nexus_api.archive_message(p_lane, m, 'no request: needs request_id, a UUID')
   from unnest(p_messages) m where nexus.try_uuid(m.message ->> 'request_id') is null;
-  select array_agg(f.id), array_agg(f.message) into v_ids, v_inputs
+  select array_agg(f.id), array_agg(f.message), array_agg(f.enqueued_at) into v_ids, v_inputs, v_sent
   from (
-    select distinct on (u.id) u.id, m.message
+    select distinct on (u.id) u.id, m.message, m.enqueued_at
     from unnest(p_messages) m cross join lateral nexus.try_uuid(m.message ->> 'request_id') as u (id)
     where u.id is not null order by u.id, m.msg_id
   ) f;
@@ -59,8 +60,9 @@ begin
   v_ended := nexus.answer_ended(v_ids, v_inputs);
   return query
     select s.run_id, s.step_slug, s.attempt, i.input,
-           extract(epoch from nexus.try_timestamptz(i.input ->> 'deadline') - clock_timestamp())::double precision
-    from unnest(v_ids, v_inputs) as i (id, input)
+           extract(epoch from nexus.try_timestamptz(i.input ->> 'deadline') - clock_timestamp())::double precision,
+           extract(epoch from clock_timestamp() - i.sent)::double precision
+    from unnest(v_ids, v_inputs, v_sent) as i (id, input, sent)
     join pgflow.start_claimed(
       'llm_request_workflow', p_worker_id,
       (select array_agg(a.id) from unnest(v_ids) as a (id) where a.id <> all (v_ended)),
@@ -121,9 +123,9 @@ $$;
 
 -- Take up to p_limit requests: interactive ones first, then those that come back from a retry or a lost
 -- worker, then standard ones, then batches; of all but the interactive ones at most p_others. attempt is the fence
--- to end the task with; seconds_left is null without a deadline.
+-- to end the task with; seconds_left is null without a deadline, waited (on its lane) for those that come back.
 create function nexus.take_requests(p_worker_id uuid, p_limit int, p_others int)
-returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision)
+returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, waited double precision)
 language plpgsql set search_path = pg_catalog, nexus as $$
 #variable_conflict use_column
 declare
@@ -141,7 +143,8 @@ begin
     if v_lane = 'llm_request_workflow' then
       return query
         select c.run_id, c.step_slug, c.attempt, c.input,
-               extract(epoch from nexus.try_timestamptz(c.input ->> 'deadline') - clock_timestamp())::double precision
+               extract(epoch from nexus.try_timestamptz(c.input ->> 'deadline') - clock_timestamp())::double precision,
+               null::double precision
         from pgflow.claim_chains('llm_request_workflow', p_worker_id, v_left) c;
     else
       return query select t.* from nexus.take_lane(v_lane, p_worker_id, v_left) t;
