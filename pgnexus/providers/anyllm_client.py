@@ -64,7 +64,13 @@ class Client:
         return await self._llm.acompletion(**keywords)
 
     async def close(self) -> None:
+        """Close our connections, and those of an SDK that makes its own."""
         await self._http.aclose()
+        client = getattr(self._llm, "client", None)
+        if hasattr(client, "__aexit__"):
+            await client.__aexit__(None, None, None)
+        elif self._any_llm in _BLOCKING and client is not None:
+            client.close()
 
 
 def _options(kind: type[AnyLLM], any_llm: str, vendor: Vendor, http: httpx.AsyncClient) -> dict[str, Any]:
