@@ -28,7 +28,8 @@ from pgnexus.errors import (
 from pgnexus.messages import LLMResult
 from pgnexus.providers.provider import Delta
 from tests.caller.played_nexus import PlayedNexus, played_nexus
-from tests.system import running, sql, until
+from tests.streaming_vendor import StreamingVendor, streaming_vendor
+from tests.system import running, sql, started, until
 
 
 @pytest.fixture
@@ -455,6 +456,70 @@ class TestCallersThatLeave:
         with pytest.raises(asyncio.CancelledError):
             await calling
         assert await _cancelled(llm)
+
+
+class TestTheWholeWay:
+    """Vendor, nexus and caller under their roles."""
+
+    @pytest.fixture
+    async def vendor(self) -> AsyncIterator[StreamingVendor]:
+        async with streaming_vendor() as serving:
+            yield serving
+
+    @pytest.fixture
+    async def asked(
+        self, vendor: StreamingVendor, caller_url: str, nexus_url: str
+    ) -> AsyncIterator[LLMService]:
+        async with (
+            started(nexus_url, vendor.base_url, caller=False, router_retries=1),
+            started(caller_url, nexus=False) as app,
+        ):
+            yield app.service
+
+    async def test_the_first_words_are_here_before_the_last_are_said(
+        self, asked: LLMService, vendor: StreamingVendor
+    ) -> None:
+        async with asked.stream("simple", "Hello") as stream:
+            first = await anext(stream)
+            assert (await asked.job_result(stream.request_id)).status == "enqueued"
+            chunks = [first, *await read(stream)]
+        assert text_of(chunks) == vendor.text("Hello", 1) == (await stream.result()).text
+        assert 3 <= len(chunks) < vendor.words
+
+    async def test_half_an_answer_is_discarded_and_asked_again(
+        self, asked: LLMService, vendor: StreamingVendor
+    ) -> None:
+        vendor.breaks = {1}
+        chunks = await read(asked.stream("simple", "Hello"))
+        assert any(chunk.discard for chunk in chunks)
+        assert text_of(chunks) == vendor.text("Hello", 2)
+
+    async def test_who_leaves_closes_the_connection_to_the_vendor(
+        self, asked: LLMService, vendor: StreamingVendor
+    ) -> None:
+        async with asked.stream("simple", "Hello") as stream:
+            await anext(stream)
+        assert await until(lambda: _left(vendor)) == ["Hello"]
+        assert await status(asked, stream) == "cancelled"
+
+    async def test_a_call_that_is_left_closes_it_too(
+        self, asked: LLMService, vendor: StreamingVendor
+    ) -> None:
+        vendor.pause = 1.0
+        calling = asyncio.create_task(asked.call("simple", "Hello"))
+        await until(lambda: _called(vendor))
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        assert await until(lambda: _left(vendor)) == ["Hello"]
+
+
+async def _left(vendor: StreamingVendor) -> list[str]:
+    return vendor.left
+
+
+async def _called(vendor: StreamingVendor) -> int:
+    return vendor.calls.total()
 
 
 async def _cancelled(service: LLMService) -> bool:
