@@ -12,6 +12,7 @@ import typer
 from pgnexus.cli import exits
 from pgnexus.cli.ask import ask
 from pgnexus.cli.batch import batch
+from pgnexus.cli.costs import costs
 from pgnexus.cli.demo import demo
 from pgnexus.cli.doctor import doctor
 from pgnexus.cli.flow.group import flow
@@ -48,7 +49,7 @@ app = typer.Typer(
 
 for panel, verbs in {
     "Ask": (ask, batch, demo),
-    "Look and change": (result, requests, cancel, retry, queues, top, models),
+    "Look and change": (result, requests, cancel, retry, costs, queues, top, models),
     "Run": (up, migrate, roles, doctor, version),
 }.items():
     for command in verbs:

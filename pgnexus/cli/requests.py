@@ -209,8 +209,8 @@ async def retry(
     return exits.OK
 
 
-def moment(text: str | None) -> datetime | None:
-    """The time that --since names; raises `InvalidRequest`."""
+def moment(text: str | None, option: str = "--since") -> datetime | None:
+    """The time that an option names; raises `InvalidRequest`."""
     if text is None:
         return None
     if matched := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip()):
@@ -219,5 +219,5 @@ def moment(text: str | None) -> datetime | None:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:
         raise InvalidRequest(
-            f"--since: {text!r} is neither like 90s, 30m, 2h, 7d nor a date and time"
+            f"{option}: {text!r} is neither like 90s, 30m, 2h, 7d nor a date and time"
         ) from None
