@@ -66,7 +66,7 @@ class Client:
     async def close(self) -> None:
         """Close our connections, and those of an SDK that makes its own."""
         await self._http.aclose()
-        client = getattr(self._llm, "client", None)
+        client: Any = getattr(self._llm, "client", None)
         if hasattr(client, "__aexit__"):
             await client.__aexit__(None, None, None)
         elif self._any_llm in _BLOCKING and client is not None:
