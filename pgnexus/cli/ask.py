@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 
 from pgnexus.app import App
 from pgnexus.caller.handle import RequestHandle
+from pgnexus.caller.stream import ResultStream
 from pgnexus.cli import exits
 from pgnexus.cli.interrupt import Interrupt
 from pgnexus.cli.output import Output, summary
@@ -26,7 +29,8 @@ async def ask(
         typer.Argument(help="The question; from stdin when it is - or left out.", show_default=False),
     ] = None,
     complexity: Annotated[
-        str | None, typer.Option("--complexity", "-c", help="simple, medium, complex or auto; else by task type.")
+        str | None,
+        typer.Option("--complexity", "-c", help="simple, medium, complex or auto; else by task type."),
     ] = None,
     task_type: Annotated[str | None, typer.Option(help="What kind of task: coder, architect, …")] = None,
     model: Annotated[
@@ -50,6 +54,7 @@ async def ask(
     priority: Annotated[str, typer.Option(help="interactive, standard or batch.")] = "interactive",
     agent_id: Annotated[str | None, typer.Option(help="Who asks, to find it again by.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same request.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it comes.")] = False,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Store it, print its request_id, leave.")
     ] = False,
@@ -58,12 +63,16 @@ async def ask(
 
     The answer goes to stdout, the line about it to stderr. When no nexus is alive, one runs in this process
     until the answer is there. Ctrl-C leaves the request as it is: it is stored.
+
+    With --stream an answer that breaks off half-way begins anew, and a line on stderr says so. With --json each
+    chunk is a document of its own, and the last one is the result.
     """
     question = _question(text)
     options: dict[str, Any] = {
         "task_type": task_type, "provider": provider, "max_tokens": max_tokens, "temperature": temperature,
         "top_p": top_p, "seed": seed, "stop": stop or None, "delay": delay, "priority": priority,
         "agent_id": agent_id, "idempotency_key": idempotency_key, "complexity": complexity,
+        "stream": stream or None,
     }  # fmt: skip
     if timeout is not None:
         options["timeout"] = timeout
@@ -79,6 +88,10 @@ async def ask(
             if no_wait:
                 return _told(cli.output, handle)
             working("waiting for the answer")
+            if stream:
+                return await _print_stream(
+                    cli.output, app.service.resume(handle.request_id), interrupt, working
+                )
             return await wait_and_print(cli.output, handle, interrupt, working)
         finally:
             await app.stop()
@@ -100,21 +113,60 @@ async def wait_and_print(
             output.document(error.result.model_dump(mode="json"))
         raise
     if found is None:
-        output.say(
-            "[warn]no longer waiting.[/warn] The request is stored and goes on; get its answer by\n"
-            f"  pgnexus result {handle.request_id} --wait"
-        )
-        return exits.INTERRUPTED
+        return _left(output, handle.request_id)
     print_result(output, found)
     return exits.OK
 
 
-def print_result(output: Output, result: LLMResult) -> None:
-    """The answer, and a line about it."""
+async def _print_stream(
+    output: Output, stream: ResultStream, interrupt: Interrupt, working: Callable[[str], None]
+) -> int:
+    """Print an answer while it comes; the exit code."""
+
+    async def printed() -> LLMResult:
+        begun = False
+        async for chunk in stream:
+            working("")
+            if output.json:
+                output.document({"request_id": str(stream.request_id), **asdict(chunk)})
+            elif chunk.discard:
+                output.piece("\n")
+                output.say("[warn]the answer broke off; it begins anew[/warn]")
+            elif chunk.text:
+                output.piece(chunk.text)
+            begun = True
+        working("")
+        if begun and not output.json:
+            output.piece("\n")
+        return await stream.result()
+
+    try:
+        found = await interrupt.unless(printed())
+    except RequestError as error:
+        if output.json and error.result is not None:
+            output.document(error.result.model_dump(mode="json"))
+        raise
+    if found is None:
+        return _left(output, stream.request_id)
+    print_result(output, found, text=False)
+    return exits.OK
+
+
+def _left(output: Output, request_id: UUID) -> int:
+    output.say(
+        "[warn]no longer waiting.[/warn] The request is stored and goes on; get its answer by\n"
+        f"  pgnexus result {request_id} --wait"
+    )
+    return exits.INTERRUPTED
+
+
+def print_result(output: Output, result: LLMResult, *, text: bool = True) -> None:
+    """The answer, unless its text is printed already, and a line about it."""
     if output.json:
         output.document(result.model_dump(mode="json"))
         return
-    output.text(result.text)
+    if text:
+        output.text(result.text)
     for call in result.tool_calls:
         output.text(f"{call['function']['name']}({call['function']['arguments']})")
     output.say(f"[quiet]{summary(result)}[/quiet]")

@@ -55,6 +55,10 @@ class Output:
         """A model's or a user's text, as it is; wrapped at words where somebody reads it."""
         self.out.print(Text(text), soft_wrap=not self.out.is_terminal)
 
+    def piece(self, text: str) -> None:
+        """A piece of a text that goes on, as it is."""
+        self.out.print(Text(text), end="", soft_wrap=True)
+
     def show(self, what: RenderableType = "") -> None:
         """A table or a line of ours, on stdout; without the spaces that fill a terminal where there is none."""
         if self.out.is_terminal:

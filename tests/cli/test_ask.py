@@ -142,6 +142,41 @@ def wait_until_asked(run):
         pass
 
 
+class TestStream:
+    def test_the_answer_comes_in_pieces(self, run, llmock):
+        llmock.reply("Paris [bold]is[/bold] it.")
+        ended = run("ask", "--stream", "What is the capital of France?")
+        assert ended.code == 0, ended
+        assert ended.out == "Paris [bold]is[/bold] it.\n"
+        assert "tokens" in ended.err
+        [asked] = llmock.requests
+        assert asked.body["stream"] is True
+
+    def test_one_that_breaks_off_begins_anew(self, run, llmock):
+        llmock.reply("One two three four five six.", times=2)
+        llmock.pace(200)
+        llmock.disconnect(after_chunks=3)
+        ended = run("ask", "--stream", "Count.")
+        assert ended.code == 0, ended
+        broken, whole, end = ended.out.split("\n")
+        assert (whole, end) == ("One two three four five six.", "")
+        assert whole.startswith(broken)
+        assert len(broken) < len(whole)
+        assert "begins anew" in ended.err
+
+    def test_as_json_each_chunk_is_a_document(self, run, llmock):
+        llmock.reply("Yes, really.")
+        *chunks, result = run("ask", "--json", "--stream", "Really?").documents
+        assert "".join(chunk["text"] for chunk in chunks) == result["response"] == "Yes, really."
+        assert {chunk["request_id"] for chunk in chunks} == {result["request_id"]}
+
+    def test_a_failure_is_the_same_as_without(self, run, llmock):
+        llmock.fail(400, message="no such thing")
+        ended = run("ask", "--stream", "hello")
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.startswith("error: request ")
+
+
 class TestLater:
     def test_no_wait_then_result(self, run, llmock):
         request_id = run("ask", "hello", "--no-wait").out.strip()
