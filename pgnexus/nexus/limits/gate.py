@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 from collections.abc import Sequence
 from decimal import Decimal
 from uuid import UUID
 
 from pgnexus.db.database import Database
 from pgnexus.nexus.attempt import Charge
-from pgnexus.nexus.limits.blocks import SWEEP, Block, Grant
+from pgnexus.nexus.limits.blocks import Block
 from pgnexus.nexus.limits.leases import Leases
 from pgnexus.nexus.limits.permit import UNLIMITED, Ask, OverBudget, OverLimit, Permit
 from pgnexus.nexus.limits.scopes import Rule, Rules
+from pgnexus.nexus.limits.supply import Supply
 from pgnexus.nexus.limits.waiting import LANES, Key, Takings, Waiter, Waiting
 from pgnexus.settings import Settings
 
 __all__ = ["Ask", "Gate", "OverBudget", "OverLimit", "Permit"]
 
-log = logging.getLogger(__name__)
-
 _ROUND_TRIP = 1.0  # seconds that the least patient waits for the database
 _IDLE_RETURNS = 3.0  # seconds until what others leave unused of a budget has come back
-_OUTAGE = 0.25
 
 Answer = Permit | OverLimit | OverBudget
 
@@ -32,44 +28,32 @@ Answer = Permit | OverLimit | OverBudget
 class Gate:
     """Lets calls pass as far as the limits and budgets of the settings go, for all workers together.
 
-    Calls take from blocks in this process's memory. One task fetches and returns blocks: whenever somebody lacks
-    something, before a block is empty, and every second for what lies idle.
+    Calls take from blocks in this process's memory, all that they need or nothing. See `Supply` for where those come
+    from, and `Waiting` for who is next.
     """
 
     def __init__(self, db: Database, settings: Settings, instance_id: UUID) -> None:
         self._rules = Rules(settings)
         self.limited = bool(self._rules)
         self._leases = Leases(db, instance_id)
-        self._blocks: dict[Key, Block] = {}
-        self._past: list[Block] = []  # of days and months that are over
         self._waiting = Waiting()
+        self._supply = Supply(self._leases, self._waiting.amount, self._heard)
         self._impatient: set[Waiter] = set()
-        self._flagged: set[Block] = set()  # to be asked for at the next opportunity
-        self._capped: set[Block] = set()  # others wait for what comes back to these
-        self._sweep_at = 0.0
-        self._round = 0
-        self._round_over = asyncio.Event()
-        self._woken = asyncio.Event()
-        self._stopping = False
         self._serving = False
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin; without limits and budgets nothing runs."""
         if self.limited:
             await self._leases.tell(self._rules)
-            self._task = asyncio.create_task(self._run(), name="limits")
+            self._supply.start()
 
     async def stop(self) -> None:
         """Give back what is left; after the last call has ended."""
-        self._stopping = True
-        self._woken.set()
-        if self._task is not None:
-            await self._task
+        await self._supply.stop()
 
     def forget(self) -> None:
         """This worker was given up: what it held is not its own any more, and none of it is used."""
-        self._retire(list(self._blocks.values()))
+        self._supply.forget()
 
     async def admit(self, ask: Ask, *, patience: float) -> Answer:
         """Wait up to ``patience`` seconds for room in every scope of the call.
@@ -98,19 +82,16 @@ class Gate:
         Of tokens a call is taken to need as many as calls of late. Budgets keep nobody waiting.
         """
         rules = [rule for rule in self._rules.of_scope(scope) if rule.family != "budget"]
-        if not rules or most <= 0 or self._task is None:
+        if not rules or most <= 0:
             return most, 0.0
         clock = asyncio.get_running_loop().time
-        blocks = [self._block(rule) for rule in rules]
+        blocks = [self._supply.block(rule) for rule in rules]
         if self._room(blocks) < most and all(block.retry_at <= clock() for block in blocks):
             for block in blocks:
                 block.asked = most * block.usual()
-                self._flagged.add(block)
-            self._woken.set()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_ROUND_TRIP):
-                    await self._round_over.wait()
-            blocks = [self._block(rule) for rule in rules]
+                self._supply.flag(block)
+            await self._supply.next_round(_ROUND_TRIP)
+            blocks = [self._supply.block(rule) for rule in rules]
         found = min(self._room(blocks), most)
         for block in blocks:
             block.promised += found * block.usual()
@@ -120,7 +101,7 @@ class Gate:
         """What limit a model is over just now, as far as this worker knows."""
         now = asyncio.get_running_loop().time()
         for rule in self._rules.of_call(provider, model, None, None):
-            block = self._blocks.get(rule.key)
+            block = self._supply.get(rule.key)
             if block is not None and now < block.short_until:
                 return f"{rule.scope} is over its limit of {rule.amount:f} {rule.kind}"
         return None
@@ -128,17 +109,11 @@ class Gate:
     def _room(self, blocks: Sequence[Block]) -> int:
         return min(block.room(self._waiting.amount(block.rule.key)) for block in blocks)
 
-    def _block(self, rule: Rule) -> Block:
-        block = self._blocks.get(rule.key)
-        if block is None:
-            block = self._blocks[rule.key] = Block(rule)
-        return block
-
     def _permit(self, takings: Takings, now: float) -> Permit | None:
         """Take all, or nothing when something lacks."""
         found: list[tuple[Block, Decimal]] = []
         for rule, need in takings:
-            block = self._blocks.get(rule.key)
+            block = self._supply.get(rule.key)
             if block is None or not block.can_give(need, now):
                 return None
             found.append((block, need))
@@ -146,27 +121,21 @@ class Gate:
         for block, need in found:
             block.take(need)
             if block.is_low(now):
-                self._flag(block)
+                self._supply.flag(block)
             if block.rule.family == "budget" and block.period is not None:
                 charges.append(Charge(block.rule.scope, block.rule.kind, block.period, need))
         return Permit(tuple(found), tuple(charges), self._freed)
 
-    def _flag(self, block: Block) -> None:
-        self._flagged.add(block)
-        self._woken.set()
-
     def _freed(self) -> None:
         """A call has ended: others may go."""
-        for block in self._capped:
-            if block.surplus:
-                self._flag(block)
+        self._supply.returned()
         if self._waiting and not self._serving:
             self._serving = True
             asyncio.get_running_loop().call_soon(self._serve)
 
     async def _wait(self, ask: Ask, takings: Takings, patience: float, now: float) -> Answer:
         loop = asyncio.get_running_loop()
-        waiter = Waiter(ask, takings, now, patience, self._round, loop.create_future())
+        waiter = Waiter(ask, takings, now, patience, self._supply.round, loop.create_future())
         self._waiting.add(waiter)
         self._serve()
         if patience > 0:
@@ -212,7 +181,7 @@ class Gate:
 
     def _lacked(self, waiter: Waiter, now: float) -> Block:
         """What keeps it waiting: its own lack, else that of those before it."""
-        blocks = [(self._block(rule), need) for rule, need in waiter.takings]
+        blocks = [(self._supply.block(rule), need) for rule, need in waiter.takings]
         lacking = [block for block, need in blocks if not block.can_give(need, now)]
         return (lacking or [block for block, _ in blocks if block.need] or [blocks[0][0]])[0]
 
@@ -221,12 +190,18 @@ class Gate:
         waiter.answer.set_result(answer)
         self._freed()  # it may have kept others out
 
+    def _heard(self) -> None:
+        """The database has answered."""
+        self._serve()
+        for waiter in tuple(self._impatient):
+            self._lose_patience(waiter)
+
     def _serve(self) -> None:
         """Let those pass for whom there is room; note what the first of the others lack."""
         self._serving = False
         now = asyncio.get_running_loop().time()
         for key in self._waiting.wanted():
-            if (block := self._blocks.get(key)) is not None:
+            if (block := self._supply.get(key)) is not None:
                 block.need = Decimal(0)
         self._waiting.serve(lambda waiter, lacking: self._served(waiter, lacking, now))
 
@@ -238,7 +213,7 @@ class Gate:
             waiter.answer.set_result(permit)
             return True
         for rule, need in waiter.takings:
-            block = self._block(rule)
+            block = self._supply.block(rule)
             if block.can_give(need, now):
                 continue
             known = block.most is not None and block.heard > waiter.round
@@ -248,101 +223,8 @@ class Gate:
             if rule.key not in lacking:
                 lacking.add(rule.key)
                 block.need = max(need - max(block.left, Decimal(0)), Decimal(0))
-                self._flag(block)
+                self._supply.flag(block)
         return False
-
-    async def _run(self) -> None:
-        while True:
-            self._woken.clear()
-            now = asyncio.get_running_loop().time()
-            if self._stopping:
-                self._retire(list(self._blocks.values()))
-            due = self._due(now)
-            if due:
-                try:
-                    await self._renew(due, now)
-                except Exception:  # a fault of ours must not end all calls
-                    log.exception("limits: failed, goes on")
-                    await asyncio.sleep(_OUTAGE)
-            if self._stopping:
-                return
-            if not due:
-                await self._until_due(now)
-
-    def _due(self, now: float) -> list[Block]:
-        """What the database is to be asked now; what is given back of past days first."""
-        sweep = now >= self._sweep_at or self._stopping
-        if sweep:
-            self._sweep_at = now + SWEEP
-            self._past = [block for block in self._past if block.out or block.has_news()]
-            for block in [block for block in self._blocks.values() if block.is_empty()]:
-                if not self._waiting.amount(block.rule.key):
-                    del self._blocks[block.rule.key]
-                    self._flagged.discard(block)
-                    self._capped.discard(block)
-            flagged = [block for block in self._blocks.values() if block.has_news()]
-            self._flagged.update(flagged)
-        due = [block for block in self._flagged if sweep or block.retry_at <= now]
-        self._flagged.difference_update(due)
-        return [block for block in self._past if sweep and block.has_news()] + due
-
-    async def _until_due(self, now: float) -> None:
-        times = [block.retry_at for block in self._flagged]
-        if self._blocks or self._past:
-            times.append(self._sweep_at)
-        pause = None if not times else max(min(times) - now, 0.001)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await self._woken.wait()
-
-    async def _renew(self, due: list[Block], now: float) -> None:
-        self._round += 1
-        number = self._round
-        waiting = {block: self._waiting.amount(block.rule.key) for block in due}
-        answers = await self._leases.renew(due, waiting, now)
-        now = asyncio.get_running_loop().time()
-        for block in due:
-            if block in answers:
-                block = self._filled(block, *answers[block], now)
-            else:
-                block.retry_at, block.most = now + _OUTAGE, None
-            block.heard = number
-        self._serve()
-        for waiter in tuple(self._impatient):
-            self._lose_patience(waiter)
-        self._round_over.set()
-        self._round_over = asyncio.Event()
-
-    def _filled(self, block: Block, grant: Grant, waited: Decimal, now: float) -> Block:
-        """The block that the grant belongs to: another one when a new day began, or when this worker was given up."""
-        if block.past and not grant.granted:
-            block.lost = None
-            return block
-        moved = block.since is not None and (grant.period, grant.since) != (block.period, block.since)
-        if moved or block.past:
-            if not block.past:
-                self._retire([block])
-            block.lost = None
-            new = Block(block.rule)
-            if self._blocks.setdefault(block.rule.key, new) is not new:
-                new.past = True  # nobody waits for it any more
-                self._past.append(new)
-            block = new
-        block.fill(grant, waited, now)
-        if grant.cap is None:
-            self._capped.discard(block)
-        else:
-            self._capped.add(block)
-        return block
-
-    def _retire(self, blocks: list[Block]) -> None:
-        """Take no more from them, and give back what is left of them."""
-        for block in blocks:
-            block.past = True
-            del self._blocks[block.rule.key]
-            self._flagged.discard(block)
-            self._capped.discard(block)
-            self._past.append(block)
 
 
 def _without_price(rule: Rule, ask: Ask) -> OverBudget:
@@ -357,6 +239,10 @@ def _spent(block: Block, waiter: Waiter) -> OverBudget:
     need = next(need for rule, need in waiter.takings if rule.key == block.rule.key)
     return OverBudget(
         block.rule.scope,
-        f"{block.rule.scope} has {block.rule}: {block.spent:f} is spent, {block.held:f} is set aside for calls "
-        f"under way, and this call may take {need:f}",
+        f"{block.rule.scope} has {block.rule}: {_plain(block.spent)} is spent, {_plain(block.held)} is set aside "
+        f"for calls under way, and this call may take {_plain(need)}",
     )
+
+
+def _plain(amount: Decimal) -> str:
+    return f"{amount.normalize():f}"
