@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, ClassVar
 
 import pytest
+from system import put, running, sql, until
 
 from pgnexus.caller.draft import RequestDraft
 from pgnexus.complexity import complexity_for, estimate_complexity
+from pgnexus.db.database import Database
 from pgnexus.messages import LLMRequest, Message, new_request_id
 from pgnexus.settings import Settings
 
@@ -125,3 +128,41 @@ def test_task_types() -> None:
     assert [complexity_for(one) for one in ("classifier", "coder", "qa", None)] == [
         *("simple", "medium", "complex", "medium")
     ]
+
+
+class TestForOtherPrograms:
+    """What does not come through our own door says `auto` on the wire, and the worker looks."""
+
+    ROUTES: ClassVar = {"complex": ["openai/hard"], "medium": ["openai/usual"], "simple": ["openai/easy"]}
+
+    @pytest.mark.parametrize(
+        ("asked", "model"),
+        [
+            ({"content": TestAuto.HARD}, "hard"),
+            ({"content": "Thanks!"}, "easy"),
+            ({"content": "Thanks!", "task_type": "architect"}, "hard"),
+        ],
+    )
+    async def test_the_sql_function_and_the_queue_take_it(
+        self, database_url: str, db: Database, llmock: Any, asked: dict[str, str], model: str
+    ) -> None:
+        message = {
+            "messages": [{"role": "user", "content": asked.pop("content")}],
+            "complexity": "auto",
+            **asked,
+        }
+        queued = {"request_id": str(new_request_id()), **message}
+        async with running(database_url, llmock.base_url(), routes=self.ROUTES) as llm:
+            [row] = await sql(db, "select * from pgnexus.enqueue(array[%s::jsonb])", json.dumps(message))
+            await put(db, "ai_requests", json.dumps(queued))
+            first = await llm.handle(row.request_id).result(timeout=20)
+            stored = await llm.job_result(row.request_id)
+
+            async def answered() -> bool:
+                rows = await sql(db, "select request_id from pgnexus.job_results where status = 'success'")
+                return len(rows) == 2
+
+            await until(answered)
+        assert first.ok
+        assert stored.complexity == "auto"
+        assert {record.body["model"] for record in llmock.requests} == {model}
