@@ -140,7 +140,7 @@ class TestForOtherPrograms:
         [
             ({"content": TestAuto.HARD}, "hard"),
             ({"content": "Thanks!"}, "easy"),
-            ({"content": "Thanks!", "task_type": "architect"}, "hard"),
+            ({"content": "Thanks!", "task_type": "qa"}, "hard"),
         ],
     )
     async def test_the_sql_function_and_the_queue_take_it(
