@@ -1,49 +1,66 @@
-"""Nexus side, under every wire: the one HTTP client of this process, and the proxy it goes through."""
+"""Nexus side, under our own wires: the connections of this process, and the proxy they go through."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from multidict import CIMultiDict
 
 _CONNECT_TIMEOUT = 10.0
 _KEEPALIVE = 30.0
 
 
 class HttpClient:
-    """A lazily opened `aiohttp.ClientSession`, shared by the wires that use it, closed by the last of them.
+    """Sessions of `aiohttp`, opened on first use over one set of connections, which the last user closes.
 
     How many calls run at once is the caller's business, so the number of connections has no limit.
     """
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._connector: aiohttp.TCPConnector | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._users: set[object] = set()
+        self._sessions: dict[object, aiohttp.ClientSession] = {}
 
-    def session(self, user: object) -> aiohttp.ClientSession:
-        """The open session of the running loop; ``user`` gives it back with `release`."""
-        self._users.add(user)
-        session = self._session
+    def session(self, user: object, headers: CIMultiDict[str] | None = None) -> aiohttp.ClientSession:
+        """The session of ``user`` in the running loop; it sends ``headers`` with everything."""
+        session = self._sessions.get(user)
         if session is not None and not session.closed and self._loop is asyncio.get_running_loop():
             return session
-        self._loop = asyncio.get_running_loop()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=60),
+        self._sessions[user] = session = aiohttp.ClientSession(
+            connector=self._connections(),
+            connector_owner=False,
+            headers=headers,
             # Each call has a clock of its own; this one is for connections that nobody answers.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
+            timeout=within(None),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        return self._session
+        return session
+
+    def _connections(self) -> aiohttp.TCPConnector:
+        loop = asyncio.get_running_loop()
+        if self._connector is None or self._connector.closed or self._loop is not loop:
+            self._loop = loop
+            self._sessions.clear()
+            self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=60)
+        return self._connector
 
     async def release(self, user: object) -> None:
-        """The last user closes the session; one that never used it may say so, too."""
-        self._users.discard(user)
-        if not self._users and self._session is not None:
-            session, self._session = self._session, None
+        """Close the session of ``user``, if it has one, and after the last one the connections."""
+        session = self._sessions.pop(user, None)
+        if session is not None:
             await session.close()
+        if not self._sessions and self._connector is not None:
+            connector, self._connector = self._connector, None
+            await connector.close()
+
+
+def within(seconds: float | None) -> aiohttp.ClientTimeout:
+    """A call's clock; to the moment, where aiohttp would wait until the next full second."""
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_TIMEOUT, ceil_threshold=math.inf)
 
 
 def proxy_for(url: str) -> str | None:

@@ -5,6 +5,7 @@ Our messages have this form already, so the way out is one serialization and no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic_core import to_json
@@ -17,6 +18,11 @@ from pgnexus.providers.openai_stream import thinking
 from pgnexus.providers.provider import Completion
 
 _LARGEST_COUNT = 2**31 - 1  # tokens are stored as integer
+_DETAILS = {
+    name: f"{name}_details"
+    for name in ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+}
+_USAGE: Callable[[Any], Usage] = Usage.__pydantic_validator__.validate_python  # half the time of Usage(...)
 
 
 def body(request: LLMRequest, model: str, vendor: Vendor, *, stream: bool = False) -> bytes:
@@ -127,35 +133,28 @@ def usage(
     if not isinstance(counted, dict):
         return Usage()
     prompt = _count(counted.get(prompt_name))
-    output = _count(counted.get(completion_name))
-    output = max(output, _count(counted.get("total_tokens")) - prompt)
-    of_prompt, of_output = _details(counted, prompt_name), _details(counted, completion_name)
-    # Each is followed by other names for it: DeepSeek's, Anthropic's behind gateways.
-    cached = _first(of_prompt.get("cached_tokens"), counted.get("prompt_cache_hit_tokens"))
-    written = _first(
-        of_prompt.get("cache_write_tokens"),
-        of_prompt.get("cache_creation_tokens"),
-        counted.get("cache_creation_input_tokens"),
-    )
-    reasoning = _first(of_output.get("reasoning_tokens"), counted.get("reasoning_tokens"))
+    output = max(_count(counted.get(completion_name)), _count(counted.get("total_tokens")) - prompt)
+    # What has more than one name has DeepSeek's too, or Anthropic's as gateways pass it on.
+    cached = _count(counted.get("prompt_cache_hit_tokens"))
+    written = _count(counted.get("cache_creation_input_tokens"))
+    reasoning = _count(counted.get("reasoning_tokens"))
+    if isinstance(details := counted.get(_DETAILS[prompt_name]), dict):
+        cached = _count(details.get("cached_tokens")) or cached
+        given = details.get("cache_write_tokens") or details.get("cache_creation_tokens")
+        written = _count(given) or written
+    if isinstance(details := counted.get(_DETAILS[completion_name]), dict):
+        reasoning = _count(details.get("reasoning_tokens")) or reasoning
     cached = min(cached, prompt)
-    return Usage.model_construct(
-        prompt_tokens=prompt,
-        completion_tokens=output,
-        total_tokens=min(prompt + output, _LARGEST_COUNT),
-        cached_tokens=cached,
-        cache_write_tokens=min(written, prompt - cached),
-        reasoning_tokens=min(reasoning, output),
+    return _USAGE(
+        {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": min(prompt + output, _LARGEST_COUNT),
+            "cached_tokens": cached,
+            "cache_write_tokens": min(written, prompt - cached),
+            "reasoning_tokens": min(reasoning, output),
+        }
     )
-
-
-def _details(counted: dict[str, Any], name: str) -> dict[str, Any]:
-    details = counted.get(f"{name}_details")
-    return details if isinstance(details, dict) else {}
-
-
-def _first(*values: Any) -> int:
-    return next((count for value in values if (count := _count(value))), 0)
 
 
 def short(name: Any) -> str | None:
@@ -164,6 +163,8 @@ def short(name: Any) -> str | None:
 
 
 def _count(value: Any) -> int:
+    if type(value) is int and 0 <= value <= _LARGEST_COUNT:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LARGEST_COUNT:
         return 0
     return int(value)

@@ -23,7 +23,7 @@ from pgnexus.errors import (
 )
 from pgnexus.messages import ApiVersion
 from pgnexus.providers import openai_chat, openai_errors, openai_responses
-from pgnexus.providers.http import HttpClient, proxy_for
+from pgnexus.providers.http import HttpClient, proxy_for, within
 from pgnexus.providers.openai_responses_stream import ResponsesStream
 from pgnexus.providers.openai_stream import AnswerStream, ChatStream
 from pgnexus.providers.provider import Completion, Delta
@@ -111,66 +111,67 @@ class OpenAIWire:
         self, url: URL, data: bytes, timeout: float, where: str, stream: AnswerStream | None
     ) -> Any:
         """The parsed answer, or what ``stream`` gathered of it. Whatever ends it early closes the connection."""
-        response: aiohttp.ClientResponse | None = None
+        response = await self._opened(url, data, timeout, where)
         try:
-            async with asyncio.timeout(timeout) as clock:
-                response = await self._opened(url, data, where)
-                if stream is not None and response.status == 200 and _is_stream(response):
-                    await self._follow(response, stream, where)
-                    return stream.finish()
-                raw = await self._read(response, where)
-        except TimeoutError:
-            if not clock.expired():
-                raise
-            raise ProviderTimeout(f"{where}: no whole answer within {timeout:g} s") from None
+            if stream is not None and response.status == 200 and _is_stream(response):
+                await self._follow(response, stream, timeout, where)
+                return stream.finish()
+            raw = await self._read(response, timeout, where)
         finally:
-            if response is not None:
-                response.close()
+            response.close()
         return self._parsed(response, raw, where)
 
     # The causes are left out on purpose: what aiohttp says may hold headers, and with them the key.
 
-    async def _opened(self, url: URL, data: bytes, where: str) -> aiohttp.ClientResponse:
+    async def _opened(self, url: URL, data: bytes, timeout: float, where: str) -> aiohttp.ClientResponse:
         payload = data if len(data) < _LARGE_BODY else io.BytesIO(data)
+        session = self._http.session(self, self._headers)
         try:
-            return await self._http.session(self).post(
-                url, data=payload, headers=self._headers, proxy=self._proxy, allow_redirects=False
+            return await session.post(
+                url, data=payload, proxy=self._proxy, allow_redirects=False, timeout=within(timeout)
             )
         except aiohttp.ServerTimeoutError:
             raise ProviderUnavailable(f"{where}: no connection to {url.host} in time") from None
+        except TimeoutError:
+            raise _late(timeout, where) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProviderUnavailable(f"{where}: {type(error).__name__}: {self._said(error)}") from None
 
-    async def _chunk(self, response: aiohttp.ClientResponse, where: str) -> bytes:
+    async def _chunk(self, response: aiohttp.ClientResponse, timeout: float, where: str) -> bytes:
         """The bytes that have come; none at the end."""
         try:
             return await response.content.readany()
+        except TimeoutError:
+            raise _late(timeout, where) from None
         except aiohttp.ClientPayloadError as error:
             raise BadAnswer(f"{where}: the answer was cut short ({self._said(error)})") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProviderUnavailable(f"{where}: {type(error).__name__}: {self._said(error)}") from None
 
-    async def _read(self, response: aiohttp.ClientResponse, where: str) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, timeout: float, where: str) -> bytes:
         """The body, up to the limit: a vendor gone mad must not fill our memory."""
-        chunks, size, limit = [await self._chunk(response, where)], 0, self._max_bytes
-        while not response.content.at_eof():
-            size += len(chunks[-1])
-            if size > limit:
-                break
-            chunks.append(await self._chunk(response, where))
-        raw = b"".join(chunks)
+        raw, limit = await self._chunk(response, timeout, where), self._max_bytes
+        if not response.content.at_eof():
+            chunks, size = [raw], len(raw)
+            while size <= limit and (chunk := await self._chunk(response, timeout, where)):
+                chunks.append(chunk)
+                size += len(chunk)
+            raw = b"".join(chunks)
         if len(raw) > limit:
             raise AnswerTooLong(f"{where}: an answer of more than {limit} bytes (max_message_bytes)")
         return raw
 
-    async def _follow(self, response: aiohttp.ClientResponse, stream: AnswerStream, where: str) -> None:
+    async def _follow(
+        self, response: aiohttp.ClientResponse, stream: AnswerStream, timeout: float, where: str
+    ) -> None:
         """Feed the stream until it ends; then wait a moment for the connection to be of use again."""
-        while not stream.ended and (chunk := await self._chunk(response, where)):
+        while not stream.ended and (chunk := await self._chunk(response, timeout, where)):
             stream.feed(chunk)
-        with suppress(TimeoutError, ProviderError):
-            async with asyncio.timeout(_FAREWELL):
-                while stream.ended and await self._chunk(response, where):
-                    pass
+        if not response.content.at_eof():
+            with suppress(TimeoutError, ProviderError):
+                async with asyncio.timeout(_FAREWELL):
+                    while await self._chunk(response, timeout, where):
+                        pass
 
     def _parsed(self, response: aiohttp.ClientResponse, raw: bytes, where: str) -> Any:
         answer: Any = None
@@ -196,6 +197,10 @@ class OpenAIWire:
 
     def _said(self, error: BaseException) -> str:
         return openai_errors.safe_words(str(error) or "no words", self._key)
+
+
+def _late(timeout: float, where: str) -> ProviderTimeout:
+    return ProviderTimeout(f"{where}: no whole answer within {timeout:g} s")
 
 
 def _is_stream(response: aiohttp.ClientResponse) -> bool:
