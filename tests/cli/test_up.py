@@ -2,6 +2,8 @@
 
 import json
 import signal
+import socket
+import urllib.request
 
 import pytest
 
@@ -80,6 +82,28 @@ class TestUp:
         up.wait_for("stopping")
         up.send(signal.SIGINT)
         assert up.end().code in (0, 130)
+
+    def test_it_serves_metrics(self, run, start):
+        up = start("up", "--json", "--metrics-port", "0")
+        ready = json.loads(up.wait_for("ready"))
+        assert run("ask", "hello", "--no-wait").code == 0
+
+        def scraped():
+            with urllib.request.urlopen(ready["metrics"], timeout=10) as response:
+                return response.read().decode()
+
+        while 'pgnexus_requests_settled_total{status="success"} 1.0' not in (text := scraped()):
+            pass
+        assert "pgnexus_database_up 1.0" in text
+        assert "pgnexus_instances 1.0" in text
+        up.send(signal.SIGTERM)
+        assert up.end().code == 0
+
+    def test_a_metrics_port_that_is_taken(self, start):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            up = start("up", "--metrics-port", str(taken.getsockname()[1]))
+            up.wait_for("metrics_port: cannot listen")
+            assert up.end().code == 2
 
     def test_the_two_sides_in_processes_of_their_own(self, start, run, caller_url, nexus_url):
         nexus = start("up", "--only", "nexus", "--json", "--database-url", nexus_url)
