@@ -101,8 +101,8 @@ class QueueConsumer:
         self._hungry = free <= 0
         if not self._registry.is_alive():
             return None
-        if others <= 0:
-            await self._shares.look()
+        if others <= 0 and await self._shares.look():
+            self._parking.heard(SHARE)
         if free <= 0:
             return self._shares.pause()
         self._begin(await self._parking.take(free, others))

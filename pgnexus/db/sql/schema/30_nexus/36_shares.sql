@@ -1,6 +1,6 @@
 -- Fair shares: what agents have sent is looked at before its turn in its lane, and those who are crowded out are let past.
 
--- Who sent the messages of the lanes after those given (null: after all but the last p_limit), with up to 500 of their numbers;
+-- Who sent the messages of the lanes after those given (null: after all but the last p_limit), with their numbers;
 -- at most p_limit messages and a megabyte a lane. last is the last one of the lane, seen how many there were.
 create function nexus.look_ahead(p_after jsonb, p_limit int)
 returns table (lane text, last bigint, seen bigint, agent_id text, msg_ids bigint[])
@@ -16,7 +16,7 @@ begin
          order by q.msg_id limit $2
        )
        select $3, max(max(f.msg_id)) over (), (sum(count(*)) over ())::bigint, coalesce(f.message ->> ''agent_id'', ''''),
-              (array_agg(f.msg_id order by f.msg_id))[:500]
+              array_agg(f.msg_id order by f.msg_id)
        from found f where f.before < 1048576 group by 4', pgmq.format_table_name(lane, 'q'))
     using (p_after ->> lane)::bigint, p_limit, lane;
   end loop;
