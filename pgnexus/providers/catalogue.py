@@ -49,6 +49,8 @@ class Vendor:
     """Patterns of its models that call no tools."""
     schemaless: tuple[str, ...] = ()
     """Patterns of its models that keep to no JSON schema."""
+    schemaless_over: Wire | None = None
+    """The wire on which it passes over a JSON schema without a word."""
     context_length: int | None = None
     """Tokens that any of its models takes; None: it depends on the model."""
     responses_only: tuple[str, ...] = ()
@@ -99,7 +101,7 @@ class Vendor:
         return not _matches(model, self.toolless)
 
     def keeps_schema(self, model: str) -> bool:
-        return not _matches(model, self.schemaless)
+        return self.wire != self.schemaless_over and not _matches(model, self.schemaless)
 
     def describes(self, model: str) -> bool:
         """Whether its patterns were written with this model in mind, so that what they leave out it can do."""
@@ -148,6 +150,7 @@ _BUILT_IN: Final = (
         models=("claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5"),
         serves=("claude-*",),
         blind=("claude-2*", "claude-v1*"),
+        schemaless_over="openai",
         any_llm="anthropic",
         any_llm_url="https://api.anthropic.com",
         sdk="anthropic",
