@@ -189,7 +189,7 @@ def _short(provider: str, reason: str) -> str:
 
 def _models(found: Sequence[ModelInfo], cards: Sequence[ModelCard]) -> Table:
     """A row a usable model; the others in one row for each provider and reason."""
-    table = _table("", "provider", "model", "context", "can", "$ in / out", "why not")
+    table = _table("", "provider", "model", "context", "can", "$ a million, in / out", "why not")
     others: dict[tuple[str, str], list[str]] = {}
     for info, known in zip(found, cards, strict=True):
         if info.usable:
@@ -206,7 +206,7 @@ def _models(found: Sequence[ModelInfo], cards: Sequence[ModelCard]) -> Table:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, no_wrap=name in ("", "provider", "context", "$ in / out"))
+        table.add_column(name, no_wrap=name in ("", "provider", "context", "$ a million, in / out"))
     return table
 
 
