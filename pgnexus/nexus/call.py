@@ -95,6 +95,9 @@ class Call:
         gate, request = self._with.gate, self._errand.request
         if gate is None or not gate.limited:
             return None
+        line = self._line()
+        if line is not None:
+            return OverLimit(line, None)
         ask = Ask(
             provider=self._candidate.provider,
             model=self._candidate.model,
@@ -110,6 +113,15 @@ class Call:
             return permit
         self._permit = permit
         return None
+
+    def _line(self) -> str | None:
+        """The limit for which others wait in line already, where this one has to wait behind them."""
+        if self._errand.turn:
+            return None
+        provider, agent = self._candidate.provider, self._errand.request.agent_id
+        keys = [f"key:{name}" for name in self._vendor.api_key_env[:1]]
+        scopes = (str(self._candidate), provider, *keys, *([] if agent is None else [f"agent:{agent}"]))
+        return next((scope for scope in scopes if self._with.waits(scope)), None)
 
     async def _reserve(self) -> None:
         """Note the call as in flight; one that a budget pays for begins when that is stored."""

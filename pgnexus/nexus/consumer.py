@@ -15,8 +15,8 @@ from pgnexus.flow.registry import Registry
 from pgnexus.looper import Looper
 from pgnexus.messages import CANCEL_CHANNEL, REQUEST_QUEUES, REQUESTS_CHANNEL
 from pgnexus.nexus.attempt import Attempt
-from pgnexus.nexus.parking import PARKED_CHANNEL, SHARE, Parking, Room, claimed
-from pgnexus.nexus.settlement import Claim, Settlement
+from pgnexus.nexus.parking import PARKED_CHANNEL, Parking, Room, claimed
+from pgnexus.nexus.settlement import SHARE, Claim, Settlement
 from pgnexus.nexus.settler import Settler
 from pgnexus.nexus.shares import Shares
 from pgnexus.nexus.workflow import LLMRequestWorkflow
@@ -75,6 +75,10 @@ class QueueConsumer:
     @property
     def in_flight(self) -> int:
         return len(self._running)
+
+    def waits(self, scope: str) -> bool:
+        """Whether somebody is known to wait in line for this scope."""
+        return self._parking.waits(scope)
 
     async def stop(self, drain_timeout: float) -> None:
         """Take nothing more; let what runs finish for ``drain_timeout`` seconds, then give the rest back."""

@@ -22,7 +22,7 @@ class Errand:
 
     ``attempt`` counts how often the request was taken up. ``calls`` is filled as they end, so that whoever gives
     the errand up half-way still has them. ``on_delta`` hears a streamed answer as it comes, ``on_discard`` that all
-    it heard is void.
+    it heard is void. ``turn`` is set when it has waited in the line for a limit: it passes by all who wait there.
     """
 
     request: LLMRequest
@@ -31,11 +31,15 @@ class Errand:
     calls: list[Attempt] = field(default_factory=list)
     on_delta: Callable[[Delta], None] | None = None
     on_discard: Callable[[], None] | None = None
+    turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Instruments:
-    """What calls are made with; the parts that work through the database are None where there is none."""
+    """What calls are made with; the parts that work through the database are None where there is none.
+
+    ``waits`` tells whether somebody is parked for a limit's scope.
+    """
 
     settings: Settings
     providers: Mapping[str, Provider]
@@ -44,3 +48,4 @@ class Instruments:
     breakers: Breakers | None = None
     gate: Gate | None = None
     reservations: Reservations | None = None
+    waits: Callable[[str], bool] = lambda _: False

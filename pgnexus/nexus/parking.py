@@ -9,12 +9,11 @@ from typing import Any, Protocol
 
 from pgnexus.db.database import Database
 from pgnexus.flow.registry import Registry
-from pgnexus.nexus.settlement import Claim
+from pgnexus.nexus.settlement import SHARE, Claim
 
 log = logging.getLogger(__name__)
 
 PARKED_CHANNEL = "pgnexus_parked"  # NOTIFY: the first request of a line was parked; its payload is the scope
-SHARE = "share"  # the line of those whom others' floods would crowd out; see shares.py
 
 _MOST_LINES = 1000  # that one look finds; the next one goes on behind them
 _MOST_ASKED = 16  # lines in one round, so that the lanes are not kept waiting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pgnexus.errors import InvalidSettings
 from pgnexus.messages import ApiVersion, Complexity, LLMRequest, ModelInfo
@@ -41,12 +41,13 @@ class LLMRouter:
         breakers: Breakers | None = None,
         gate: Gate | None = None,
         reservations: Reservations | None = None,
+        waits: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._providers = providers
         self._vendors = catalogue(settings)
         self._check_names(settings)
         self._instruments = Instruments(
-            settings, providers, self._vendors, Complaints(), breakers, gate, reservations
+            settings, providers, self._vendors, Complaints(), breakers, gate, reservations, waits
         )
         self._selector = Selector(settings, self._vendors, providers.keys())
         self.conditions: Conditions = {}

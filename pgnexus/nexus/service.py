@@ -59,6 +59,7 @@ class NexusService:
             breakers=self._breakers,
             gate=self._gate,
             reservations=self._reservations,
+            waits=lambda scope: self.consumer.waits(scope),
         )
         workflow = LLMRequestWorkflow(self.router, settings, savings=Savings(db), chunks=self._chunks)
         self._settler = Settler(db, notifier, instance_id, on_booked=self._reservations.booked)

@@ -15,6 +15,8 @@ from pgnexus.nexus.attempt import Attempt
 from pgnexus.nexus.outcome import RouteOutcome
 from pgnexus.storable import clean
 
+SHARE = "share"  # the scope of the line for those whom others' floods would crowd out
+
 _ALWAYS_COUNTED = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens")
 
 

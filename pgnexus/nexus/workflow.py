@@ -23,7 +23,7 @@ from pgnexus.nexus.outcome import RouteOutcome
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.savings import Found, Saving, Savings, answer_of
 from pgnexus.nexus.selection import Selection
-from pgnexus.nexus.settlement import Claim, Settlement, failed, succeeded, timed_out
+from pgnexus.nexus.settlement import SHARE, Claim, Settlement, failed, succeeded, timed_out
 from pgnexus.providers.provider import Delta
 from pgnexus.settings import Settings
 from pgnexus.telemetry import METERS
@@ -72,7 +72,8 @@ class LLMRequestWorkflow:
             outcome = await self._given_again(claim, request, found)
         else:
             deadline = None if asking is None else asyncio.get_running_loop().time() + asking
-            outcome = await self._asked(Errand(request, claim.attempt, deadline, calls), selection)
+            errand = Errand(request, claim.attempt, deadline, calls, turn=claim.turn not in (None, SHARE))
+            outcome = await self._asked(errand, selection)
         latency_ms = round((time.monotonic() - started) * 1000)
         if outcome.held is not None:
             return Settlement(claim, "park", scope=outcome.held.scope, calls=outcome.attempts)

@@ -102,18 +102,31 @@ async def reached(vendor: Vendor, many: int) -> bool:
     return len(vendor.calls) >= many
 
 
-async def test_under_a_limit_agents_have_equal_parts(database_url, db, vendor):
+async def test_under_a_limit_agents_have_equal_parts(database_url, vendor):
     limits = {"openai": {"concurrent_calls": 4}}
     async with running(database_url, vendor.url, concurrency=50, limits=limits) as service:
         flood = await send(service, "A", 400)
         await until(lambda: reached(vendor, 20))
-        few = await send(service, "B", 60)
+        await everything(await send(service, "B", 60))
+        assert_equal_parts(vendor)
+        await everything(flood)
+
+
+async def test_those_who_are_parked_for_a_limit_have_equal_parts(database_url, db, vendor):
+    limits = {"openai": {"concurrent_calls": 1}}
+    async with running(database_url, vendor.url, concurrency=100, limits=limits) as service:
+        flood = await send(service, "A", 300)
+        await until(lambda: parked(db, "openai"))
+        few = await send(service, "B", 40)
+        await until(lambda: parked(db, "openai"))
         await everything(few)
-        first = vendor.calls.index("B")
-        last = len(vendor.calls) - 1 - vendor.calls[::-1].index("B")
-        both = Counter(vendor.calls[first : last + 1])
-        print(
-            f"under a limit: {both} from B's first call to its last; {await parked(db, 'openai')} of A's still parked"
-        )
-        assert both["A"] <= 1.5 * both["B"]
-        await service.cancel([handle.request_id for handle in flood])
+        assert_equal_parts(vendor)
+        for handle in flood:
+            await handle.cancel()
+
+
+def assert_equal_parts(vendor: Vendor) -> None:
+    last = len(vendor.calls) - 1 - vendor.calls[::-1].index("B")
+    both = Counter(vendor.calls[vendor.calls.index("B") : last + 1])
+    print(f"under a limit: {dict(both)} from B's first call to its last")
+    assert both["A"] <= 1.5 * both["B"]
