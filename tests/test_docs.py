@@ -32,7 +32,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
 RUNNING = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "operations", "saving", "providers")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("quickstart", "operations", "saving", "providers", "streaming")
+    ),
 ]
 FLOWS = [ROOT / "docs" / f"{name}.md" for name in ("flows", "coming-from")]
 MODULES = sorted(

@@ -36,6 +36,7 @@ def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "ask.py",
         "many.py",
+        "streaming.py",
         "transactional.py",
         "foreign_producer.py",
         "map_reduce.py",
@@ -55,6 +56,13 @@ def test_many_asks_nothing_twice(environment: dict[str, str], llmock: Any) -> No
     assert sorted(first.splitlines()) == ["asked now: 3 of 3", "r-1: Paris.", "r-2: Paris.", "r-3: Paris."]
     assert sorted(again.splitlines()) == ["asked now: 0 of 3", "r-1: Paris.", "r-2: Paris.", "r-3: Paris."]
     assert len(llmock.requests) == 3
+
+
+def test_streaming(environment: dict[str, str], llmock: Any) -> None:
+    llmock.reset().reply("Once upon a time there was a queue.").pace(100)
+    *chunks, stored = run("streaming.py", environment).splitlines()
+    assert stored == "stored: Once upon a time there was a queue."
+    assert "".join(chunk.split(": ", 1)[1] for chunk in chunks) == "Once upon a time there was a queue."
 
 
 def test_transactional(environment: dict[str, str], llmock: Any) -> None:
