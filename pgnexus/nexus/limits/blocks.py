@@ -15,6 +15,7 @@ AHEAD = 1.0  # seconds' worth of calls that a block is filled for
 
 _ZERO = Decimal(0)
 _ONE = Decimal(1)
+_FINEST = Decimal("1e-9")  # more digits would be rounded in sums, and sums be wrong by them
 _USUAL_TOKENS = Decimal(1000)  # of a call, until there was one
 
 
@@ -48,10 +49,11 @@ class Block:
     ends: float = float("inf")
     leased_at: float = float("-inf")
     swept_at: float = float("-inf")
-    used: Decimal = _ZERO  # taken since it was swept
+    used: bool = False  # whether anything was taken since it was swept
     low: Decimal = _ZERO  # the least that was left since it was swept
     fresh: Decimal = _ZERO  # taken since the last lease
     pace: Decimal = _ZERO  # taken in a second, of late
+    floor: Decimal = _ZERO  # below this more is fetched
     unit: Decimal | None = None  # what one call takes, of late
     promised: Decimal = _ZERO  # for parked calls that are on their way
     asked: Decimal = _ZERO  # for parked calls that may come
@@ -69,21 +71,20 @@ class Block:
         return self.left >= amount and now < self.expires
 
     def take(self, amount: Decimal) -> None:
-        self.left -= amount
-        self.used += amount
+        self.left = left = self.left - amount
+        self.used = True
         self.fresh += amount
         self.out += 1
-        if self.left < self.low:
-            self.low = self.left
-        self.unit = amount if self.unit is None else self.unit + (amount - self.unit) / 16
+        if left < self.low:
+            self.low = left
+        if self.rule.unit == "tokens" and amount != self.unit:
+            self.unit = amount if self.unit is None else self.unit + (amount - self.unit) / 16
         if self.promised:
             self.promised = max(self.promised - amount, _ZERO)
 
     def is_low(self, now: float) -> bool:
         """Whether more should be fetched before it is empty."""
-        if self.rule.family == "slots" or self.left * 2 >= self.pace * Decimal(AHEAD):
-            return False
-        return now - self.leased_at >= 0.1
+        return self.left < self.floor and now - self.leased_at >= 0.1
 
     def end(self, amount: Decimal, used: Decimal | None) -> None:
         """A call that had taken ``amount`` is over, and has ``used`` this of it, or nobody knows."""
@@ -117,13 +118,13 @@ class Block:
         if spare > 0:
             self.surplus += spare
             self.left -= spare
-        self.swept_at, self.used, self.low, self.promised = now, _ZERO, self.left, _ZERO
+        self.swept_at, self.used, self.low, self.promised = now, False, self.left, _ZERO
 
     def wanted(self, waiting: Decimal, now: float) -> tuple[Decimal, Decimal, Decimal]:
         """(what its first call lacks, what all its calls lack, the same with what it would have ahead)."""
         elapsed = Decimal(max(now - self.leased_at, 0.01))
         if elapsed < 60:
-            self.pace = (self.pace + self.fresh / elapsed) / 2
+            self.pace = ((self.pace + self.fresh / elapsed) / 2).quantize(_FINEST)
         else:
             self.pace = _ZERO
         lacking = max(waiting + self.promised + self.asked - self.left, self.need, _ZERO)
@@ -131,6 +132,7 @@ class Block:
             spare = (Decimal(self.out) / 2).to_integral_value(ROUND_CEILING) if lacking else _ZERO
         else:
             spare = self.pace * Decimal(AHEAD)
+            self.floor = spare / 2
         ahead = max(spare - max(self.left - waiting - self.promised, _ZERO), _ZERO)
         return self.need, lacking, lacking + ahead
 

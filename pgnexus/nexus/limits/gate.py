@@ -19,6 +19,7 @@ from pgnexus.settings import Settings
 
 __all__ = ["Ask", "Gate", "OverBudget", "OverLimit", "Permit"]
 
+_ONE = Decimal(1)
 _ROUND_TRIP = 1.0  # seconds that the least patient waits for the database
 _IDLE_RETURNS = 3.0  # seconds until what others leave unused of a budget has come back
 
@@ -63,9 +64,11 @@ class Gate:
         rules = self._rules.of_call(ask.provider, ask.model, ask.key, ask.agent_id)
         if not rules:
             return UNLIMITED
+        estimate = ask.estimate
+        needs = {"calls": _ONE, "tokens": Decimal(estimate.tokens), "money": estimate.cost}
         takings: list[tuple[Rule, Decimal]] = []
         for rule in rules:
-            need = rule.need(ask.estimate)
+            need = needs[rule.unit]
             if need is None:
                 return _without_price(rule, ask)
             takings.append((rule, need))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 
 from pgnexus.messages import Priority
@@ -67,9 +67,10 @@ class Permit:
         if self._settled is None:
             if cost is None and tokens == 0:
                 cost = Decimal(0)
+            used = None if tokens is None else Decimal(tokens)
             for block, amount in self._takings:
-                block.end(amount, block.rule.used(tokens, cost))
-            self._settled = tuple(_charged(charge, tokens, cost) for charge in self.charges)
+                block.end(amount, block.rule.used(used, cost))
+            self._settled = tuple(_charged(charge, used, cost) for charge in self.charges)
             if self._freed is not None:
                 self._freed()
         return self._settled
@@ -84,9 +85,10 @@ class Permit:
                 self._freed()
 
 
-def _charged(charge: Charge, tokens: int | None, cost: Decimal | None) -> Charge:
-    used = cost if charge.kind.startswith("usd") else None if tokens is None else Decimal(tokens)
-    return replace(charge, actual=charge.reserved if used is None else used)
+def _charged(charge: Charge, tokens: Decimal | None, cost: Decimal | None) -> Charge:
+    used = cost if charge.kind.startswith("usd") else tokens
+    actual = charge.reserved if used is None else used
+    return Charge(charge.scope, charge.kind, charge.period, charge.reserved, actual)
 
 
 UNLIMITED = Permit()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
 from pydantic import BaseModel
 
-from pgnexus.nexus.attempt import Estimate
 from pgnexus.settings import Settings
 
 Family = Literal["rate", "slots", "budget"]
+Unit = Literal["calls", "tokens", "money"]
 
 _FAMILIES: Mapping[str, Family] = {
     "requests_per_minute": "rate",
@@ -23,34 +23,28 @@ _FAMILIES: Mapping[str, Family] = {
     "tokens_per_day": "budget",
     "tokens_per_month": "budget",
 }
-_ONE = Decimal(1)
 _MOST_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:
-    """One amount of one scope: what calls that come under it may use together. One object for each."""
+    """One amount of one scope: what calls that come under it may use together."""
 
     scope: str
     kind: str
     amount: Decimal
     family: Family
+    key: tuple[str, str] = field(init=False)
+    unit: Unit = field(init=False)
 
-    @property
-    def key(self) -> tuple[str, str]:
-        return (self.scope, self.kind)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.scope, self.kind))
+        unit = {"usd": "money", "tokens": "tokens"}.get(self.kind.split("_")[0], "calls")
+        object.__setattr__(self, "unit", unit)
 
-    def need(self, estimate: Estimate) -> Decimal | None:
-        """What a call takes from it; None where that is money and no price is known."""
-        if self.kind.startswith("usd"):
-            return estimate.cost
-        return Decimal(estimate.tokens) if self.kind.startswith("tokens") else _ONE
-
-    def used(self, tokens: int | None, cost: Decimal | None) -> Decimal | None:
-        """What a call has taken from it in the end; None when that is not known, or was clear before."""
-        if self.kind.startswith("usd"):
-            return cost
-        return Decimal(tokens) if self.kind.startswith("tokens") and tokens is not None else None
+    def used(self, tokens: Decimal | None, cost: Decimal | None) -> Decimal | None:
+        """What a call has taken from it in the end; None when nobody knows, or it was clear before."""
+        return cost if self.unit == "money" else tokens if self.unit == "tokens" else None
 
     def __str__(self) -> str:
         return f"{self.kind} of {self.amount:f}"

@@ -269,10 +269,17 @@ begin
 end
 $$;
 
+-- What is kept under the nil uuid has several writers: one at a time, since each comes with rows in no order.
+create function nexus.lock_past() returns void
+language sql set search_path = pg_catalog, nexus as $$
+  select pg_advisory_xact_lock(hashtextextended('nexus.charged', 0))
+$$;
+
 -- Pay for calls, in the transaction that books them. Each of p_charges is {scope, kind, period, reserved, actual}; what was
 -- set aside counts where nobody knows what a call took.
 create function nexus.charge(p_instance uuid, p_charges jsonb[]) returns void
 language sql set search_path = pg_catalog, nexus as $$
+  select nexus.lock_past() where p_instance = '00000000-0000-0000-0000-000000000000';
   insert into nexus.charged as c (scope, kind, period, instance_id, settled, spent)
   select i.scope, i.kind, i.period, p_instance, sum(i.reserved), sum(coalesce(i.actual, i.reserved))
   from unnest(p_charges) as e (item)
@@ -287,6 +294,7 @@ $$;
 create function nexus.release_holdings(p_instance uuid) returns void
 language plpgsql set search_path = pg_catalog, nexus as $$
 begin
+  perform nexus.lock_past();
   with gone as (
     delete from nexus.charged c where c.instance_id = p_instance returning c.scope, c.kind, c.period, c.spent
   )
