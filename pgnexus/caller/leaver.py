@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
+from pgnexus.batcher import Batcher
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
 
@@ -24,6 +25,8 @@ class Leaver:
         """``flushed`` returns when what was being stored is stored: a request may be under way to the database."""
         self._db = db
         self._flushed = flushed
+        # many may leave at once
+        self._batcher: Batcher[UUID, None] = Batcher(self._cancel_all)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def leave(self, request_id: UUID) -> None:
@@ -50,7 +53,7 @@ class Leaver:
         await self._flushed()
         for tries in range(_TRIES):
             try:
-                await self._db.query("cancel", {"request_ids": [request_id]})
+                await self._batcher.submit(request_id)
                 return
             except DatabaseUnavailable:
                 await asyncio.sleep(min(_LAST_BACKOFF, 0.1 * 2.0**tries))
@@ -60,3 +63,7 @@ class Leaver:
                 )
                 return
         log.warning("request %s: its caller has left, but the database is away; it goes on", request_id)
+
+    async def _cancel_all(self, request_ids: list[UUID]) -> Sequence[None]:
+        await self._db.query("cancel", {"request_ids": sorted(request_ids)})
+        return [None] * len(request_ids)

@@ -135,16 +135,30 @@ class LLMService:
                 await self._leaver.leave(request_id)
             raise
 
-    async def call_with_prompt(self, complexity_or_model: str, prompt: str, **options: Any) -> LLMResult:
-        """`call` with one user message, and what else `call` takes."""
-        return await self.call(complexity_or_model, [{"role": "user", "content": prompt}], **options)
+    async def call_with_prompt(
+        self,
+        complexity_or_model: str,
+        prompt: str,
+        *,
+        cancel_on_exit: bool | None = None,
+        **options: Unpack[Options],
+    ) -> LLMResult:
+        """`call` with one user message."""
+        messages = [{"role": "user", "content": prompt}]
+        return await self.call(complexity_or_model, messages, cancel_on_exit=cancel_on_exit, **options)
 
     async def call_with_system(
-        self, complexity_or_model: str, system: str, prompt: str, **options: Any
+        self,
+        complexity_or_model: str,
+        system: str,
+        prompt: str,
+        *,
+        cancel_on_exit: bool | None = None,
+        **options: Unpack[Options],
     ) -> LLMResult:
-        """`call` with a system message before the user's, and what else `call` takes."""
+        """`call` with a system message before the user's."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
-        return await self.call(complexity_or_model, messages, **options)
+        return await self.call(complexity_or_model, messages, cancel_on_exit=cancel_on_exit, **options)
 
     def stream(
         self,
@@ -169,6 +183,7 @@ class LLMService:
             draft = self._draft(complexity_or_model, messages, options)
 
         async def start() -> Accepted:
+            self._check_home()
             await self._check_vision([draft])
             accepted = await self._worker.enqueue_llm_request(draft)
             self._expect(accepted)

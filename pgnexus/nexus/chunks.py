@@ -12,6 +12,8 @@ import random
 from collections.abc import Sequence
 from uuid import UUID
 
+import psycopg
+
 from pgnexus.db.connection import is_data_fault
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 # of a process keep the same time, so that their commits coincide.
 TICK = 0.056
 _LAST_BACKOFF = 1.0
+_TRIES = 5  # of what fails for the moment, an outage aside
 _CLOSING = 2.0
 
 
@@ -38,7 +41,6 @@ class ChunkWriter:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-        self._faults = 0
         self._opened = 0
 
     def open(self, request_id: UUID, attempt: int) -> ChunkStream:
@@ -110,24 +112,23 @@ class ChunkWriter:
 
     async def _store_all(self, flushes: Sequence[Flush]) -> None:
         """Store them, however long the database is away; a flush that it refuses ends its stream's chunks."""
+        tries = 0
         while True:
             try:
                 rows = await self._db.query("store_chunks", _params(flushes))
             except DatabaseUnavailable as error:
-                self._faults += 1
                 log.debug("chunks wait for the database: %s", error)
-                await asyncio.sleep(
-                    random.uniform(0.05, min(_LAST_BACKOFF, 0.1 * 2.0 ** min(self._faults, 10)))
-                )
             except Exception as error:
-                await self._after_fault(flushes, error)
-                return
+                if is_data_fault(error) or not isinstance(error, psycopg.Error) or tries == _TRIES:
+                    await self._after_fault(flushes, error)
+                    return
             else:
-                self._faults = 0
                 following = {row.claim: row.next for row in rows}
                 for flush in flushes:
                     flush.stream.stored(following.get(flush.stream.claim))
                 return
+            tries += 1
+            await asyncio.sleep(random.uniform(0.05, min(_LAST_BACKOFF, 0.1 * 2.0 ** min(tries, 10))))
 
     async def _after_fault(self, flushes: Sequence[Flush], error: Exception) -> None:
         if len(flushes) > 1 and is_data_fault(error):

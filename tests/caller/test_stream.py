@@ -432,6 +432,17 @@ class TestCallersThatLeave:
             await calling
         assert await llm.search() == []
 
+    async def test_many_that_leave_at_once(self, llm: LLMService) -> None:
+        calls = [asyncio.create_task(llm.call("simple", f"question {number}")) for number in range(300)]
+        await until(lambda: _stored(llm, 300))
+        for call in calls:
+            call.cancel()
+        assert all(
+            isinstance(end, asyncio.CancelledError)
+            for end in await asyncio.gather(*calls, return_exceptions=True)
+        )
+        assert {row.status for row in await llm.search(limit=1000)} == {"cancelled"}
+
     @pytest.mark.parametrize(
         "options",
         [{"idempotency_key": "k"}, {"request_id": str(uuid4())}, {"cancel_on_exit": False}],
@@ -520,6 +531,10 @@ async def _left(vendor: StreamingVendor) -> list[str]:
 
 async def _called(vendor: StreamingVendor) -> int:
     return vendor.calls.total()
+
+
+async def _stored(service: LLMService, count: int) -> bool:
+    return len(await service.search(limit=1000)) == count
 
 
 async def _cancelled(service: LLMService) -> bool:

@@ -231,6 +231,21 @@ class TestBounds:
         assert [text for _, text in await told(db, stream.request_id)] == [None, "2 ", "3 "]
         assert "".join(row.text for row in await rows(db, other.request_id)) == "0 1 2 3 "
 
+    async def test_what_fails_for_the_moment_is_tried_again(
+        self, writer: ChunkWriter, db: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit, faults = writer._db.query, [psycopg.errors.DeadlockDetected("x"), DatabaseUnavailable("y")]
+
+        async def failing(name: str, params: Any = None) -> Any:
+            if faults:
+                raise faults.pop()
+            return await commit(name, params)
+
+        monkeypatch.setattr(writer._db, "query", failing)
+        stream = writer.open(uuid4(), 1)
+        stream.put(Delta(text="one"))
+        assert await until(lambda: told(db, stream.request_id)) == [(1, "one")]
+
     async def test_a_database_that_hangs_keeps_nobody_waiting(
         self, writer: ChunkWriter, database_url: str, db: Database
     ) -> None:
