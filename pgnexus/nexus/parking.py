@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pgnexus.db.database import Database
@@ -18,6 +18,8 @@ PARKED_CHANNEL = "pgnexus_parked"  # NOTIFY: the first request of a line was par
 _MOST_LINES = 1000  # that one look finds; the next one goes on behind them
 _MOST_ASKED = 16  # lines in one round, so that the lanes are not kept waiting
 _SHORTEST = 0.01  # seconds
+_PACED = 1.0  # seconds over which the pace of a line is taken
+_AHEAD = 0.2  # seconds' worth of a line that may wait in the worker
 _STRANDED = 60.0  # seconds after which somebody who follows a flight asks for itself
 _MOST_STRANDED = 1000
 
@@ -31,10 +33,19 @@ class Room(Protocol):
 
 @dataclass(slots=True)
 class Line:
-    """Those who wait for one scope: when it pays to look again, and which agent had the last turn."""
+    """Those who wait for one scope: when it pays to look again, which agent had the last turn, how fast it moves."""
 
-    due: float  # by time.monotonic()
+    due: float  # by time.monotonic(), as all times here
     after: str = ""
+    taken: int = 0  # since
+    since: float = field(default_factory=time.monotonic)
+    pace: float = 0.0  # taken in a second, of late
+
+    def ahead(self, now: float) -> int:
+        """How many more than there is room for should come, so that each call that ends is followed at once."""
+        if now - self.since > _PACED:
+            self.pace, self.taken, self.since = self.taken / (now - self.since), 0, now
+        return int(self.pace * _AHEAD)
 
 
 def claimed(rows: list[Any], turn: str | None = None) -> list[Claim]:
@@ -106,9 +117,11 @@ class Parking:
             if left <= 0:
                 break
             most, wait = (left, 0.0) if self._room is None else await self._room.room(scope, left)
-            self._lines[scope].due = time.monotonic() + max(wait, _SHORTEST)
+            line = self._lines[scope]
+            line.due = time.monotonic() + max(wait, _SHORTEST)
             if most > 0:
-                mine = await self.take_from(scope, min(most, left), max(0, others - _ordinary(claims)))
+                most = min(most + line.ahead(now), left)
+                mine = await self.take_from(scope, most, max(0, others - _ordinary(claims)))
                 claims += mine
         return claims
 
@@ -125,6 +138,7 @@ class Parking:
         rows = await self._db.query("take_parked", params)
         if rows:
             line.after = rows[-1].agent_id
+            line.taken += len(rows)
         if len(rows) < min(limit, others):
             del self._lines[scope]
         return claimed(rows, scope)
