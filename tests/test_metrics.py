@@ -179,7 +179,7 @@ class TestFromTheDatabase:
             db,
             """insert into nexus.parked (run_id, scope, lane, agent_id, since, step_slug)
                select gen_random_uuid(), s, 1, '', now(), 'route_llm'
-               from unnest('{openai,agent:a,agent:b,flight:1,flight:2,flight:2}'::text[]) s""",
+               from unnest('{openai,agent:a,agent:b,flight:1,flight:2,flight:é}'::text[]) s""",
         )
         await sql(
             db,
@@ -195,6 +195,20 @@ class TestFromTheDatabase:
         assert parked == {"agent": 2, "flight": 3, "openai": 1}
         assert found["pgnexus_breakers_open", (("model", "gpt-4o"), ("provider", "openai"))] == 1
         assert found["pgnexus_instances", ()] == 0
+
+    async def test_so_many_agents_wait_that_they_hide_nothing(self, collector, db):
+        await sql(
+            db,
+            """insert into nexus.parked (run_id, scope, lane, agent_id, since, step_slug)
+               select gen_random_uuid(), s, 1, '', now(), 'route_llm'
+               from (select 'agent:' || n from generate_series(1, 300) n union all select 'openai') w (s)""",
+        )
+        parked = {
+            labels[0][1]: count for (name, labels), count in shown(collector).items() if "parked" in name
+        }
+        assert parked == {"agent": 300, "openai": 1}
+        [row] = await sql(db, "select count(*) as lines from nexus_api.watch_parked()")
+        assert row.lines == 32
 
     async def test_a_queue_past_what_is_counted(self, collector, db):
         await sql(db, "select pgmq.send('ai_requests', '{}') from generate_series(1, 12345)")

@@ -33,7 +33,7 @@ class DatabaseMetrics:
 
     def __init__(self, url: str, *, lease: float, connect_timeout: float = 5.0) -> None:
         self._url = url
-        self._params = {"lease": lease, "window": 60.0}
+        self._params = {"lease": lease, "window": 0.0}  # calls are counted where they are made
         self._connect_timeout = connect_timeout
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, "pgnexus metrics")
@@ -124,7 +124,7 @@ def _rows(view: View) -> Iterator[tuple[str, str, _Rows]]:
     yield "pgnexus_queue_oldest_seconds", "queue", [([one.queue], one.oldest_seconds or 0) for one in queues]
     parked: dict[str, int] = {}
     for one in view.parked:  # no label names an agent: there may be as many as there are users
-        scope = "agent" if one.scope.startswith("agent:") else one.scope
+        scope = one.scope.partition(":")[0] if one.scope.startswith("agent:") else one.scope
         parked[scope] = parked.get(scope, 0) + one.requests
     yield "pgnexus_parked_requests", "scope", [([scope], requests) for scope, requests in parked.items()]
     yield "pgnexus_waiting_for_retry", "", [([], view.waiting_for_retry)]

@@ -22,26 +22,28 @@ begin
 end
 $$;
 
--- What waits in line for which limit; all single flights are one line.
+-- What waits in line for which limit. All single flights are one line, `flight`, and past thirty agents the others are `agent`.
 create function nexus_api.watch_parked() returns table (scope text, requests bigint, oldest_seconds double precision)
 language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
 declare
   v_now constant timestamptz := clock_timestamp();
-  v_scope text collate "C" := '';
+  v_after text collate "C" := '';
+  v_scope text collate "C";
+  v_last text collate "C";
+  v_agents int := 0;
 begin
-  for n in 1 .. 100 loop
-    select p.scope into v_scope from nexus.parked p where p.scope > v_scope order by p.scope limit 1;
+  for n in 1 .. 200 loop
+    select p.scope into v_scope from nexus.parked p where p.scope > v_after order by p.scope limit 1;
     exit when v_scope is null;
-    if v_scope like 'flight:%' then
-      v_scope := 'flight;';  -- what sorts behind them all
-      return query
-        select 'flight'::text, count(*), extract(epoch from v_now - min(f.since))::double precision
-        from (select p.since from nexus.parked p where p.scope >= 'flight:' and p.scope < 'flight;' limit 10000) f;
-    else
-      return query
-        select v_scope::text, count(*), extract(epoch from v_now - min(f.since))::double precision
-        from (select p.since from nexus.parked p where p.scope = v_scope limit 10000) f;
-    end if;
+    v_agents := v_agents + case when v_scope like 'agent:%' then 1 else 0 end;
+    v_last := case when v_scope like 'flight:%' then 'flight:' || chr(1114111)
+                   when v_scope like 'agent:%' and v_agents > 30 then 'agent:' || chr(1114111)
+                   else v_scope end;
+    return query
+      select case when v_last = v_scope then v_scope else split_part(v_scope, ':', 1) end::text, count(*),
+             extract(epoch from v_now - min(f.since))::double precision
+      from (select p.since from nexus.parked p where p.scope >= v_scope and p.scope <= v_last limit 10000) f;
+    v_after := v_last;
   end loop;
 end
 $$;
@@ -66,7 +68,7 @@ end
 $$;
 
 -- The provider calls that ended in the last p_window, by model: how many, how many failed how, tokens, cost, latency.
--- The first row, of no provider, is all of them together.
+-- The first row, of no provider, is all of them together. Of calls that took more than five minutes it may know nothing.
 create function nexus_api.watch_calls(p_window interval)
 returns table (provider text, model text, calls bigint, failures jsonb, tokens bigint, cost numeric, p50_ms double precision,
                p95_ms double precision)
@@ -75,26 +77,28 @@ language plpgsql stable security definer set search_path = pg_catalog, nexus_api
 declare
   -- no volatile function: the index of time would not be used
   v_since constant timestamptz := clock_timestamp() - p_window;
-  v_started constant timestamptz := v_since - interval '5 minutes';
+  v_started constant timestamptz := v_since - case when p_window > interval '0' then interval '5 minutes' else '0' end;
 begin
   return query
     with ended as materialized (
       select a.provider, a.model, a.outcome, a.duration_ms, a.prompt_tokens + a.completion_tokens as tokens, a.cost
       from nexus.attempts a
-      where a.started_at > v_started and a.started_at + a.duration_ms * interval '1 millisecond' > v_since
+      where a.started_at > v_started
+        and (a.started_at > v_since or a.started_at + a.duration_ms * interval '1 millisecond' > v_since)
     ), failed as (
       select f.provider, f.model, f.outcome, count(*) as calls from ended f where f.outcome <> 'success' group by 1, 2, 3
+    ), summed as (
+      select e.provider, e.model, count(*) as calls, coalesce(sum(e.tokens), 0)::bigint as tokens, sum(e.cost) as cost,
+             percentile_disc('{0.5,0.95}'::double precision[]) within group (order by e.duration_ms) as latencies
+      from ended e group by grouping sets ((), (e.provider, e.model))
     )
-    select e.provider, e.model, count(*),
+    select e.provider, e.model, e.calls,
            (select coalesce(jsonb_object_agg(o.outcome, o.calls), '{}')
             from (select f.outcome, sum(f.calls) as calls from failed f
                   where e.provider is null or f.provider = e.provider and f.model = e.model group by 1) o),
-           coalesce(sum(e.tokens), 0)::bigint, sum(e.cost),
-           percentile_cont(0.5) within group (order by e.duration_ms),
-           percentile_cont(0.95) within group (order by e.duration_ms)
-    from ended e
-    group by grouping sets ((), (e.provider, e.model))
-    order by e.provider nulls first, 3 desc
+           e.tokens, e.cost, e.latencies[1]::double precision, e.latencies[2]::double precision
+    from summed e
+    order by e.provider nulls first, e.calls desc
     limit 200;
 end
 $$;
