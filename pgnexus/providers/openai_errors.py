@@ -91,6 +91,11 @@ _INSIDE: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"invalid_request|invalid_argument|invalid_prompt|context_length|content_|safety", 400),
     )
 )
+# OpenAI's and Groq's words, which are all that an error in the middle of a stream has.
+_TRY_AGAIN = re.compile(
+    r"(?:try again|retry) in (?:(\d{1,3})h)?(?:(\d{1,4})m(?!s))?(?:(\d{1,6}(?:\.\d{1,9})?) ?(ms|s))?",
+    re.IGNORECASE,
+)
 _RETRY_DELAY = re.compile(r'"retryDelay":\s*"(\d{1,9}(?:\.\d{1,9})?)s"')
 
 
@@ -142,7 +147,7 @@ def safe_words(words: str, key: str | None) -> str:
 
 
 def retry_after(headers: Mapping[str, str], raw: str = "") -> float | None:
-    """Seconds to wait, by ``retry-after-ms``, ``Retry-After`` (seconds or a date) or Google's retryDelay.
+    """Seconds to wait, by ``retry-after-ms``, ``Retry-After`` (seconds or a date), Google's retryDelay, or the words.
 
     A date is reckoned from the vendor's own clock, where it tells the time.
     """
@@ -158,8 +163,15 @@ def retry_after(headers: Mapping[str, str], raw: str = "") -> float | None:
         if when is not None:
             now = _date(headers.get("Date")) or datetime.now(UTC)
             return _sane((when - now).total_seconds())
-    found = _RETRY_DELAY.search(raw)
-    return _sane(float(found[1])) if found else None
+    if found := _RETRY_DELAY.search(raw):
+        return _sane(float(found[1]))
+    found = _TRY_AGAIN.search(raw)
+    return _sane(_seconds(*found.groups())) if found and any(found.groups()) else None
+
+
+def _seconds(hours: str | None, minutes: str | None, seconds: str | None, unit: str | None) -> float:
+    rest = float(seconds or 0) / (1000 if unit and unit.lower() == "ms" else 1)
+    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + rest
 
 
 def _date(text: str | None) -> datetime | None:

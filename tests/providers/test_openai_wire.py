@@ -389,6 +389,30 @@ class TestRefusals:
             await provider.complete(ask(), "gpt-4o", timeout=5)
         assert caught.value.retry_after == 41.5
 
+    @pytest.mark.parametrize(
+        ("words", "wait"),
+        [
+            ("Rate limit reached for gpt-4o. Please try again in 20ms. Visit", 0.02),
+            ("Please try again in 7.66s.", 7.66),
+            ("Please try again in 1m26.4s.", 86.4),
+            ("Please try again in 2h3m.", 7380),
+            ("Please retry in 41.5s.", 41.5),
+            ("Please try again in a while.", None),
+        ],
+    )
+    async def test_others_say_it_in_words(self, serve, ask, words, wait):
+        provider = await serve(replies({"error": {"code": 429, "message": words}}))
+        with pytest.raises(TooManyRequests) as caught:
+            await provider.complete(ask(), "gpt-4o", timeout=5)
+        assert caught.value.retry_after == wait
+
+    async def test_a_header_goes_before_words(self, serve, ask):
+        body = {"error": {"message": "Please try again in 20s."}}
+        provider = await serve(replies(body, 429, Retry_After="3"))
+        with pytest.raises(TooManyRequests) as caught:
+            await provider.complete(ask(), "gpt-4o", timeout=5)
+        assert caught.value.retry_after == 3
+
     async def test_an_error_inside_a_200(self, serve, ask):
         provider = await serve(replies({"error": {"code": 429, "message": "upstream is busy"}}))
         with pytest.raises(TooManyRequests, match="upstream is busy"):
