@@ -56,7 +56,7 @@ def _check_whole(any_llm: str, exchange: Exchange) -> None:
     try:
         raw = storable.parse(bytes(exchange.body))
     except ValueError:
-        raise BadAnswer(f"{exchange.where}: not JSON: {exchange.text()[:200]!r}") from None
+        raise BadAnswer(f"{exchange.where}: an answer that is not JSON") from None
     if not isinstance(raw, dict):
         raise BadAnswer(f"{exchange.where}: an answer that is no object")
     if any_llm == "gemini":

@@ -14,6 +14,7 @@ from pgnexus.errors import NoCandidate, ProviderError, ProviderTimeout
 from pgnexus.providers import anyllm_answer, anyllm_request
 from pgnexus.providers.anyllm_errors import translated
 from pgnexus.providers.anyllm_exchange import CURRENT, Exchange
+from pgnexus.providers.provider import bare
 
 if TYPE_CHECKING:
     from pgnexus.messages import LLMRequest
@@ -58,9 +59,7 @@ class AnyLLMWire:
         finally:
             CURRENT.reset(token)
         if isinstance(outcome, ProviderError):
-            # Nothing of what an SDK holds, such as headers, hangs on an error: hence no cause and no context.
-            outcome.__cause__ = outcome.__context__ = None
-            raise outcome.with_traceback(None)
+            raise bare(outcome)
         return outcome
 
     async def close(self) -> None:

@@ -26,7 +26,7 @@ from pgnexus.providers import openai_chat, openai_errors, openai_responses
 from pgnexus.providers.http import HttpClient, proxy_for, within
 from pgnexus.providers.openai_responses_stream import ResponsesStream
 from pgnexus.providers.openai_stream import AnswerStream, ChatStream
-from pgnexus.providers.provider import Completion, Delta
+from pgnexus.providers.provider import Completion, Delta, bare
 
 if TYPE_CHECKING:
     from pgnexus.messages import LLMRequest
@@ -74,6 +74,7 @@ class OpenAIWire:
         data = api.body(request, model, self._vendor, stream=on_delta is not None)
         stream = None if on_delta is None else self._stream(spoken, where, on_delta)
         answer: Any = None
+        failure: ProviderError | None = None
         try:
             answer = await self._ask(url, data, timeout, where, stream)
             if openai_errors.inside(answer):
@@ -85,7 +86,9 @@ class OpenAIWire:
                 counted = answer.get("usage")
             used = api.usage(counted)
             error.usage = used if used.total_tokens else None
-            raise
+            failure, answer = error, None
+        if failure is not None:
+            raise bare(failure)
         if on_delta is not None and stream is not None and not stream.told:  # a vendor that does not stream
             calls = completion.message.get("tool_calls") or ()
             told = tuple({"index": index, **call} for index, call in enumerate(calls))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pgnexus.errors import ProviderError
 from pgnexus.messages import LLMRequest, Usage
 
 
@@ -60,3 +61,13 @@ class Provider(Protocol):
     async def close(self) -> None:
         """Give back connections and processes; a provider that was never used has none."""
         ...
+
+
+def bare(error: ProviderError) -> ProviderError:
+    """The error without what it came from, to be raised outside of any ``except``.
+
+    The frames below a wire hold headers and what a vendor answered, which may have the key in it, and some who
+    collect tracebacks collect locals, too.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
