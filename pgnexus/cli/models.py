@@ -19,7 +19,8 @@ from pgnexus.complexity import TASK_COMPLEXITY, Complexity, complexity_for
 from pgnexus.errors import InvalidRequest
 from pgnexus.messages import ModelInfo
 from pgnexus.nexus.router import LLMRouter
-from pgnexus.nexus.selection import Explanation, Needs, Wanted
+from pgnexus.nexus.selection import Conditions, Explanation, Needs, Wanted
+from pgnexus.nexus.standings import read_standings
 from pgnexus.providers import build_providers
 from pgnexus.providers.catalogue import catalogue
 from pgnexus.providers.models import ModelCard, card
@@ -43,12 +44,15 @@ async def models(
     tokens: Annotated[int, typer.Option("--tokens", min=0, help="With a prompt of so many tokens.")] = 0,
     model: Annotated[str, typer.Option("--model", help="That names this model.")] = "auto",
     provider: Annotated[str, typer.Option("--provider", help="That names this provider.")] = "auto",
+    live: Annotated[
+        bool, typer.Option("--live", help="Look in the database for latency, success and breakers.")
+    ] = False,
 ) -> None:
     """List the models, the usable ones first; of the others, why not. Or explain a choice.
 
     The list is what the live nexus instances know; when none is alive, what a nexus in this place could use. With
     --explain it is told, from the settings and keys of this place and without a database, to which models a request
-    goes in which order, and why each one is there, or is not.
+    goes in which order, and why each one is there, or is not; with --live also how they do at the moment.
     """
     if not explain:
         if complexity is not None:
@@ -58,7 +62,8 @@ async def models(
     needs = Needs(vision, None, tools, json_schema, tokens)
     hardness, kind = _task(complexity, task_type)
     wanted = Wanted(hardness, kind, agent, model, provider, needs)
-    explanation = await _explained(cli.settings(), wanted)
+    settings = cli.settings()
+    explanation = await _explained(settings, wanted, await _conditions(settings) if live else None)
     if cli.output.json:
         cli.output.document(explanation.to_json())
     else:
@@ -77,10 +82,20 @@ def _task(word: str | None, task_type: str | None) -> tuple[Complexity, str | No
     raise InvalidRequest(f"{word!r} is none of {', '.join(get_args(Complexity))}")
 
 
-async def _explained(settings: Settings, wanted: Wanted) -> Explanation:
+async def _conditions(settings: Settings) -> Conditions:
+    app = App(settings, caller=False, nexus=False)
+    await app.start()
+    try:
+        conditions, _ = await read_standings(app.db)
+    finally:
+        await app.stop()
+    return conditions
+
+
+async def _explained(settings: Settings, wanted: Wanted, conditions: Conditions | None) -> Explanation:
     providers = build_providers(settings)
     try:
-        return LLMRouter(settings, providers).explain(wanted)
+        return LLMRouter(settings, providers).explain(wanted, conditions)
     finally:
         for provider in providers.values():
             await provider.close()

@@ -8,13 +8,23 @@ from pgnexus.db.database import Database
 from pgnexus.looper import Looper
 from pgnexus.nexus.complaints import REQUESTS_OWN
 from pgnexus.nexus.router import LLMRouter
-from pgnexus.nexus.selection import Candidate, Standing
+from pgnexus.nexus.selection import Candidate, Conditions, Standing
 
 _EVERY: Final = 10.0
 _LATELY: Final = 600.0
 _SHORTEST: Final = 5.0
 _MANY: Final = 50_000  # calls; a look at more takes longer and tells nothing else
 _NOT_THE_VENDORS: Final = [*(error.type for error in REQUESTS_OWN), "cancelled", "unknown"]
+
+
+async def read_standings(db: Database, seconds: float = _LATELY) -> tuple[Conditions, int]:
+    """How the models did in the last ``seconds`` and which breakers are open, and of how many calls that is."""
+    rows = await db.query("standings", {"seconds": seconds, "not_the_vendors": _NOT_THE_VENDORS})
+    conditions = {
+        Candidate(row.provider, row.model): Standing(row.latency_ms, row.success_rate, row.open_for)
+        for row in rows
+    }
+    return conditions, sum(row.calls for row in rows)
 
 
 class Standings:
@@ -37,12 +47,7 @@ class Standings:
         await self._looper.stop()
 
     async def _look(self) -> float | None:
-        params = {"seconds": self._seconds, "not_the_vendors": _NOT_THE_VENDORS}
-        rows = await self._db.query("standings", params)
-        self._router.conditions = {
-            Candidate(row.provider, row.model): Standing(row.latency_ms, row.success_rate) for row in rows
-        }
-        calls = sum(row.calls for row in rows)
+        self._router.conditions, calls = await read_standings(self._db, self._seconds)
         if calls > _MANY:
             self._seconds = max(_SHORTEST, self._seconds / 2)
         elif calls < _MANY / 4:

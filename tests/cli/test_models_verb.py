@@ -70,6 +70,15 @@ class TestExplaining:
         )
         assert "no route: a request that names its model gets that one or none" in told
 
+    def test_how_they_do_now(self, run):
+        routes = '{"simple": {"models": ["mock/slow", "mock/gpt-4o"], "order": "latency"}}'
+        run("ask", "hello", "--model", "mock/gpt-4o")
+        words = ("models", "--explain", "simple", "--live", "--json")
+        found = run(*words, unset=("PGNEXUS_DEFAULT_PROVIDER",), PGNEXUS_ROUTES=routes).document["considered"]
+        assert [one["model"] for one in found] == ["mock/gpt-4o", "mock/slow"]
+        assert found[0]["value"].endswith(" ms")
+        assert found[1]["value"] == "latency unknown"
+
     def test_without_a_database(self, run):
         nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
         assert run("models", "--explain", "simple", PGNEXUS_DATABASE_URL=nowhere).code == 0

@@ -10,8 +10,8 @@ from system import sql, until
 from pgnexus.db.database import Database
 from pgnexus.messages import LLMRequest, new_request_id
 from pgnexus.nexus.router import LLMRouter
-from pgnexus.nexus.selection import Candidate, Standing
-from pgnexus.nexus.standings import Standings
+from pgnexus.nexus.selection import Candidate, Standing, Wanted
+from pgnexus.nexus.standings import Standings, read_standings
 from pgnexus.providers import build_providers
 from pgnexus.settings import Settings
 
@@ -68,6 +68,25 @@ async def test_latency_and_success_of_the_last_ten_minutes(db: Database) -> None
         Candidate("house", "fast"): Standing(100.0, 0.5),
         Candidate("house", "down"): Standing(None, 0.0),
     }
+
+
+async def test_open_breakers_are_told_also_to_callers(db: Database, caller_url: str) -> None:
+    await called(db, "fast", "success", 100)
+    for model, seconds in (("fast", 60), ("new", 60), ("slow", -1)):
+        await sql(db, "select nexus.open_breaker('house', %s, 'failures', %s)", model, seconds)
+    caller = await Database.open(caller_url)
+    conditions, calls = await read_standings(caller)
+    await caller.close()
+    assert calls == 1
+    found = {candidate.model: standing for candidate, standing in conditions.items()}
+    assert 50 < (found["fast"].breaker_open or 0) < 61
+    assert (found["fast"].latency_ms, found["new"].latency_ms) == (100.0, None)
+    assert found["slow"].breaker_open is None  # a probe is due
+    told = router("route").explain(Wanted("simple"), conditions)
+    assert [(one.candidate.model, one.position) for one in told.considered] == [
+        *(("slow", 1), ("fast", None), ("new", None))
+    ]
+    assert "its breaker is open: left alone for" in str(told.considered[1].why_out)
 
 
 async def test_they_order_the_route(db: Database) -> None:
