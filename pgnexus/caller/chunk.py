@@ -72,8 +72,8 @@ class Assembly:
         self._texts.append(row.text)
         self._reasons = self._reasons or bool(row.reasoning)
         for call in calls:
-            index, function = call.get("index", 0), call.get("function") or {}
-            self._arguments[index] = self._arguments.get(index, "") + (function.get("arguments") or "")
+            index = call.get("index", 0)
+            self._arguments[index] = self._arguments.get(index, "") + _arguments(call)
         if row.number <= self._after:
             return None
         self._told = True
@@ -83,12 +83,12 @@ class Assembly:
         """What the reader still needs to have the stored answer, whatever is missing of its chunks."""
         knows = not self._broken and self._last >= self._after
         text, whole = "".join(self._texts), result.text
-        arguments = [call["function"].get("arguments") or "" for call in result.tool_calls]
         calls = tuple({"index": index, **call} for index, call in enumerate(result.tool_calls))
         reasoning = (result.message or {}).get("reasoning_content")
         reasoning = reasoning if isinstance(reasoning, str) else ""
         number = max(self._last, self._after)
-        has_calls = list(self._arguments.values()) == arguments
+        streamed = sorted(arguments or "{}" for arguments in self._arguments.values())
+        has_calls = streamed == sorted(_arguments(call) or "{}" for call in calls)
         if not knows or not whole.startswith(text) or not (has_calls or not self._arguments):
             discard = [Chunk(number + 1, discard=True)] if self._told else []
             return [*discard, Chunk(number + 2, whole, reasoning, calls)]
@@ -106,3 +106,8 @@ class Assembly:
             return None
         self._told = False
         return Chunk(self._last, discard=True)
+
+
+def _arguments(call: dict[str, Any]) -> str:
+    """The arguments of a tool call, or a piece of them."""
+    return str((call.get("function") or {}).get("arguments") or "")

@@ -175,9 +175,10 @@ class ChunkStream:
 
 def _storable(delta: Delta) -> tuple[Delta, int]:
     """The piece as the database takes it, and its size in characters."""
-    calls: tuple[dict[str, Any], ...] = ()
     size = len(delta.text) + len(delta.reasoning)
-    if delta.tool_calls:
-        calls = tuple(dict(call) for call in clean(list(delta.tool_calls))[0])
-        size += len(to_json(calls))
-    return Delta(clean(delta.text)[0], clean(delta.reasoning)[0], calls), size
+    (text, mended), (reasoning, also) = clean(delta.text), clean(delta.reasoning)
+    if not delta.tool_calls:
+        return (Delta(text, reasoning) if mended or also else delta), size
+    # copied, for they are lengthened by the pieces that follow
+    calls = tuple(dict(call) for call in clean(list(delta.tool_calls))[0])
+    return Delta(text, reasoning, calls), size + len(to_json(calls))

@@ -31,6 +31,8 @@ from tests.caller.played_nexus import PlayedNexus, played_nexus
 from tests.streaming_vendor import StreamingVendor, streaming_vendor
 from tests.system import running, sql, started, until
 
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+
 
 @pytest.fixture
 async def llm(caller_url: str) -> AsyncIterator[LLMService]:
@@ -496,6 +498,26 @@ class TestTheWholeWay:
             chunks = [first, *await read(stream)]
         assert text_of(chunks) == vendor.text("Hello", 1) == (await stream.result()).text
         assert 3 <= len(chunks) < vendor.words
+
+    async def test_tool_calls_come_in_pieces_that_make_the_stored_ones(
+        self, caller_url: str, nexus_url: str, llmock: Any
+    ) -> None:
+        llmock.call_tool("look_up", {"alpha": 1, "beta": "two"})
+        async with (
+            started(nexus_url, llmock.base_url("openai"), caller=False),
+            started(caller_url, nexus=False) as app,
+        ):
+            stream = app.service.stream("simple", "Look it up.", tools=TOOLS)
+            chunks = await read(stream)
+            [call] = (await stream.result()).tool_calls
+        pieces = [piece for chunk in chunks for piece in chunk.tool_calls]
+        assert not any(chunk.discard for chunk in chunks)
+        assert (
+            "".join(piece["function"].get("arguments", "") for piece in pieces)
+            == call["function"]["arguments"]
+        )
+        assert (pieces[0]["id"], pieces[0]["function"]["name"]) == (call["id"], "look_up")
+        assert {piece["index"] for piece in pieces} == {0}
 
     async def test_half_an_answer_is_discarded_and_asked_again(
         self, asked: LLMService, vendor: StreamingVendor
