@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _PAUSE = 0.25  # seconds between looks at what is newly sent
 _SHORT_PAUSE = 0.05  # the same while a look does not reach the end
 _MOST = 2000  # messages of a lane in one look
+_MANY = 500  # in one look, so that there are probably more; fewer large ones are not worth the hurry
 _OVERLAP = 200  # messages that are looked at again: they may have been committed in another order
 _BATCH = 500  # messages that are let past at a time, or as many as there are slots
 _MOST_FOUND = 100_000  # messages that are remembered, so that all of them are
@@ -102,7 +103,7 @@ class Shares:
             self._remember(rows)
         else:
             self._found.clear()
-        behind = any(row.seen >= _MOST for row in rows)
+        behind = any(row.seen >= _MANY for row in rows)
         self._pause = _SHORT_PAUSE if behind else _PAUSE
         self._news = behind or bool(self._found)
         return await self._let_past()
