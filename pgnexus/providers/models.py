@@ -108,8 +108,10 @@ def _base(rates: Mapping[str, Any], name: str) -> Decimal | None:
 def library_row(price_id: str, model: str) -> ModelInfo | None:
     """genai-prices' row of a model; None for a model or vendor that it does not know, or without the library."""
     try:
-        import genai_prices  # noqa: PLC0415 - an extra, and 0.1 s to import
+        from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - an extra, and 0.1 s to import
 
-        return genai_prices.calc_price(genai_prices.Usage(), model, provider_id=price_id).model
+        # Not by calc_price, which keeps every name that it was ever asked for.
+        prices = get_snapshot()
+        return prices.find_provider(None, price_id, None).find_model(model, all_providers=prices.providers)
     except (ImportError, LookupError, ValueError):
         return None

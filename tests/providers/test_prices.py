@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from decimal import Decimal
 
 import genai_prices
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pgnexus.messages import Usage
 from pgnexus.providers.catalogue import Vendor, catalogue
+from pgnexus.providers.models import library_row
 from pgnexus.providers.prices import cost
 from pgnexus.settings import Settings
 
@@ -146,3 +148,18 @@ def test_the_short_sum_is_the_library_s(
     except (LookupError, ValueError):
         theirs = None
     assert cost(Vendor("v", "", price_id=price_id), model, usage) == theirs
+
+
+def test_names_that_callers_make_up_are_not_kept_for_ever():
+    look_up = library_row.__wrapped__  # what its own memory holds is bounded
+    assert look_up("openai", "gpt-4o") is not None
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(2000):
+            look_up("openai", f"no-such-model-{number}")
+            look_up("openai", f"gpt-4o-2024-08-06-{number}")
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 50_000
