@@ -93,7 +93,7 @@ class TestFrame:
         table = next(n for n, line in enumerate(lines) if line.startswith("model"))
         assert lines[table].split() == ["model", "now", "calls", "failed", "p50", "p95", "tokens", "cost"]
         assert lines[table + 1].split()[-9:] == [
-            "79", "100", "2.0%", "1.2", "s", "4.0", "s", "12.3k", "$0.5"
+            "79", "100", "2.0%", "1.2", "s", "4.0", "s", "12.3k", "$0.50"
         ]  # fmt: skip
         assert any(line.startswith("… 7") for line in lines)
 

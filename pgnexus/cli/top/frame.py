@@ -16,6 +16,7 @@ from pgnexus.cli.top.watcher import Seen
 from pgnexus.watch.view import CallsNow, LimitNow, QueueNow, View
 
 _WIDE = 120  # columns from which two tables stand side by side
+_NUMBERS = 55  # columns that the numbers beside a model's name may take
 _NEARLY_FULL = 0.8  # the share of a limit from which it is worth a colour
 
 _Part = tuple[str, str]  # words and their style
@@ -42,7 +43,7 @@ def frame(seen: Seen, width: int, height: int | None = None) -> RenderableType:
     room = None if height is None else height - len(head) - len(foot) - 5
     first = None if room is None else max(2, min(len(queues), room // 2))
     second = None if room is None or first is None else room - first
-    return Group(*head, "", _queues(queues, first), "", _models(models, second), "", *foot)
+    return Group(*head, "", _queues(queues, first), "", _models(models, second, width), "", *foot)
 
 
 def _state(view: View) -> Text:
@@ -81,9 +82,10 @@ def _ours_and_busy(queues: Sequence[QueueNow]) -> list[QueueNow]:
     return ours + sorted(others, key=lambda one: -one.depth)
 
 
-def _table(*names: str) -> Table:
+def _table(*names: str, most: int | None = None) -> Table:
+    """``most`` is the width of the first column at most: numbers are not cut."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(names[0], no_wrap=True, overflow="ellipsis", min_width=16)
+    table.add_column(names[0], no_wrap=True, overflow="ellipsis", min_width=12, max_width=most)
     for name in names[1:]:
         table.add_column(name, justify="right", no_wrap=True)
     return table
@@ -98,8 +100,9 @@ def _queues(queues: Sequence[QueueNow], room: int | None) -> Table:
     return table
 
 
-def _models(models: Sequence[CallsNow], room: int | None) -> Table:
-    table = _table("model", "now", "calls", "failed", "p50", "p95", "tokens", "cost")
+def _models(models: Sequence[CallsNow], room: int | None, width: int | None = None) -> Table:
+    most = None if width is None else max(12, width - _NUMBERS)
+    table = _table("model", "now", "calls", "failed", "p50", "p95", "tokens", "cost", most=most)
     for one in _fitting(models, room):
         table.add_row(
             f"{one.provider}/{one.model}",
@@ -185,9 +188,9 @@ def _short(number: float) -> str:
 
 
 def _dollars(cost: Decimal) -> str:
-    """An amount; small ones to their first digits.
+    """An amount in cents; less than one to its first digits.
 
-    >>> _dollars(Decimal("1234.5")), _dollars(Decimal("0.0425")), _dollars(Decimal(0))
-    ('$1,234.50', '$0.0425', '$0')
+    >>> _dollars(Decimal("1234.5")), _dollars(Decimal("0.0042")), _dollars(Decimal(0))
+    ('$1,234.50', '$0.0042', '$0')
     """
-    return money(round(cost, 4)) if cost else "$0"
+    return f"${cost:,.2f}" if cost >= Decimal("0.01") else money(round(cost, 4))
