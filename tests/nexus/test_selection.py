@@ -262,6 +262,21 @@ class TestNeeds:
             LLMRequest(request_id=new_request_id(), messages=[{"role": "user", "content": "Hi"}])
         ) == (Needs())
 
+    @pytest.mark.parametrize(
+        ("text", "tokens"),
+        [
+            ("word " * 16_000, 10_000),
+            ("x" * 80_000, 1),
+            ("-" * 80_000 + " and " + " " * 80_000 + "so on", 4),
+            ("漢字" * 40_000, 1),
+            ("x" * 8_000, 1_000),
+        ],
+        ids=["words", "one word", "rulers and spaces", "no spaces", "short"],
+    )
+    def test_a_prompt_is_never_counted_too_long(self, text: str, tokens: int) -> None:
+        request = LLMRequest(request_id=new_request_id(), messages=[{"role": "user", "content": text}])
+        assert Needs.of(request).prompt_tokens == tokens
+
 
 class TestRefusing:
     def test_a_provider_that_is_switched_off(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from pgnexus.messages import ApiVersion, LLMRequest
 from pgnexus.providers.catalogue import Vendor
 from pgnexus.providers.models import ModelCard
 
 _CHARACTERS_A_TOKEN: Final = 8  # more than any tokenizer gets into one, over a prompt of words
+_SHORT: Final = 4096  # tokens; a prompt so short fits nearly everywhere, and is not looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,18 @@ def least_tokens(request: LLMRequest) -> int:
 
     It only rules out what cannot fit. What costs or limits need is an estimate, and another one.
     """
-    characters = 0
-    for message in request.messages:
-        if isinstance(message.content, str):
-            characters += len(message.content)
-        else:
-            texts = (part.get("text") for part in message.content or ())
-            characters += sum(len(text) for text in texts if isinstance(text, str))
-    return characters // _CHARACTERS_A_TOKEN
+    texts = [text for message in request.messages for text in _texts(message.content)]
+    tokens = sum(map(len, texts)) // _CHARACTERS_A_TOKEN
+    if tokens <= _SHORT:
+        return tokens
+    # long rulers and rows of spaces are one token, but no token goes over from one word to the next
+    return min(tokens, sum(len(text.split()) for text in texts))
+
+
+def _texts(content: str | list[dict[str, Any]] | None) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+        return
+    for part in content or ():
+        if isinstance(text := part.get("text"), str):
+            yield text
