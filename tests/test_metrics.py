@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import urllib.request
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +26,7 @@ from pgnexus.watch.database_metrics import DatabaseMetrics
 from pgnexus.watch.metrics_server import MetricsServer
 from tests.system import running, sql, until
 
+PAGE = (Path(__file__).parent.parent / "docs" / "observability.md").read_text(encoding="utf-8")
 _ID = UUID(int=1)
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -265,3 +268,24 @@ class TestServed:
 def fetch(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as response:
         return str(response.read().decode())
+
+
+class TestTheirPage:
+    """docs/observability.md lists them all."""
+
+    def test_those_of_a_process(self):
+        for one in METERS.families:
+            assert f"| `{one.name}` | {one.kind} | {', '.join(one.labels)} | {one.help} |" in PAGE
+
+    async def test_those_of_the_database(self, collector):
+        families = list(collector.collect())
+        assert len(families) == 9
+        for one in families:
+            assert re.search(
+                rf"^\| `{one.name}` \| [\w, ]*\| {re.escape(one.documentation)} \|$", PAGE, re.MULTILINE
+            )
+
+    def test_no_others(self):
+        named = set(re.findall(r"pgnexus_[a-z_]+", PAGE))
+        known = {one.name for one in METERS.families} | set(database_metrics.HELP)
+        assert named <= known

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 log = logging.getLogger(__name__)
+
+HELP: Final = {
+    "pgnexus_database_up": "Whether the database answered this scrape",
+    "pgnexus_queue_depth": "Messages on a queue; past 10,000 an estimate",
+    "pgnexus_queue_ready": "Messages on a queue that may be read now, 10,000 at most",
+    "pgnexus_queue_oldest_seconds": "Age of a queue's oldest message",
+    "pgnexus_parked_requests": "Requests in line for a limit, 10,000 at most; all agents' lines are one",
+    "pgnexus_waiting_for_retry": "Requests that wait for their next try, 10,000 at most",
+    "pgnexus_running_requests": "Requests that workers of all instances hold",
+    "pgnexus_instances": "Live instances of the nexus side",
+    "pgnexus_breakers_open": "1 for each model that is left alone",
+}
 
 _KEEP = 5.0  # seconds for which a look is shown again
 _PATIENCE = 2.0  # seconds that a scrape waits
@@ -50,15 +62,15 @@ class DatabaseMetrics:
         view = self._view()
         from prometheus_client.core import GaugeMetricFamily as Gauge  # noqa: PLC0415 - an optional extra
 
-        yield Gauge("pgnexus_database_up", _HELP["pgnexus_database_up"], 0 if view is None else 1)
+        yield Gauge("pgnexus_database_up", HELP["pgnexus_database_up"], 0 if view is None else 1)
         if view is None:
             return
         for name, label, rows in _rows(view):
-            family = Gauge(name, _HELP[name], labels=[label] if label else [])
+            family = Gauge(name, HELP[name], labels=[label] if label else [])
             for values, number in rows:
                 family.add_metric(values, number)
             yield family
-        open_ = Gauge("pgnexus_breakers_open", _HELP["pgnexus_breakers_open"], labels=["provider", "model"])
+        open_ = Gauge("pgnexus_breakers_open", HELP["pgnexus_breakers_open"], labels=["provider", "model"])
         for one in view.breakers:
             open_.add_metric([one.provider, one.model], 1)
         yield open_
@@ -101,18 +113,6 @@ class DatabaseMetrics:
         finally:
             guard.cancel()
 
-
-_HELP = {
-    "pgnexus_database_up": "Whether the database answered this scrape",
-    "pgnexus_queue_depth": "Messages on a queue; past 10,000 an estimate",
-    "pgnexus_queue_ready": "Messages on a queue that may be read now, 10,000 at most",
-    "pgnexus_queue_oldest_seconds": "Age of a queue's oldest message",
-    "pgnexus_parked_requests": "Requests in line for a limit, 10,000 at most; all agents' lines are one",
-    "pgnexus_waiting_for_retry": "Requests that wait for their next try, 10,000 at most",
-    "pgnexus_running_requests": "Requests that workers of all instances hold",
-    "pgnexus_instances": "Live instances of the nexus side",
-    "pgnexus_breakers_open": "1 for each model that is left alone",
-}
 
 _Rows = list[tuple[list[str], float]]
 
