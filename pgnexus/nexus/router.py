@@ -56,6 +56,7 @@ class LLMRouter:
     def _check_names(self, settings: Settings) -> None:
         """What the settings name must have a row; one that is switched off has."""
         named = [(f"routes.{name}", ref) for name, row in settings.routes.items() for ref in row.models]
+        named += [("models", ref) for ref in settings.models]
         if settings.default_provider is not None:
             named.append(("default_provider", settings.default_provider))
         for where, ref in named:

@@ -90,6 +90,8 @@ class TestChoosing:
     def test_a_route_to_nowhere_is_refused_at_the_start(self):
         with pytest.raises(InvalidSettings, match=r"routes\.simple: 'opnai/gpt-4o' names no provider"):
             router(routes={"simple": ["opnai/gpt-4o"]})
+        with pytest.raises(InvalidSettings, match=r"models: 'gpt-4o' names no provider"):
+            router(models={"gpt-4o": {"vision": True}})
         off = router(routes={"simple": ["groq/m", "openai/gpt-4o"]}, providers={"groq": {"enabled": False}})
         assert names(off.select_model("simple")) == ["openai/gpt-4o"]
 
