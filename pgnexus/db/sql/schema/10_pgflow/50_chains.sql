@@ -46,14 +46,24 @@ end
 $$;
 
 -- Claim tasks from the flow's queue: those that were retried, released or recovered. Their messages are
--- deleted at once, since a lease is the worker's sign of life, not a message's visibility.
+-- deleted at once, since a lease is the worker's sign of life, not a message's visibility. In two statements: a message may be
+-- committed while the first one begins, and only the second is sure to see the task as the message's sender left it.
 create or replace function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb)
-language sql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+  v_messages jsonb[];
+begin
+  select array_agg(m.message) into v_messages from pgmq.pop(pgflow.queue_name(p_flow_slug), p_limit) m;
+  if v_messages is null then
+    return;
+  end if;
+  return query
   with popped as materialized (
     select case when m.message ->> 'run_id' ~ '^[0-9a-f-]{36}$' then (m.message ->> 'run_id')::uuid end as run_id,
            m.message ->> 'step_slug' as step_slug
-    from pgmq.pop(pgflow.queue_name(p_flow_slug), p_limit) as m order by 1
+    from unnest(v_messages) as m (message) order by 1
   ), claimed as (
     update pgflow.step_tasks t
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(),
@@ -64,7 +74,8 @@ language sql set search_path = pg_catalog, pgflow as $$
     returning t.run_id, t.step_slug, t.attempts_count
   )
   select c.run_id, c.step_slug, c.attempts_count, r.input
-  from claimed c join pgflow.runs r using (run_id)
+  from claimed c join pgflow.runs r using (run_id);
+end
 $$;
 
 -- Complete the claimed tasks and every step behind them, and with that their runs. The task of the first step stands
