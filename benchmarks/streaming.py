@@ -22,7 +22,7 @@ import aiohttp
 import psycopg
 from aiohttp import web
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.child import child, greet, until_input_ends
 from benchmarks.database import MeasuredDatabase, measured_database
@@ -32,6 +32,7 @@ from benchmarks.system import settings_for
 from pgnexus.app import App
 from pgnexus.caller.service import LLMService
 
+_WARM_UP = 20
 _ASK = {"model": MODEL, "messages": [{"role": "user", "content": "Go on."}], "stream": True}
 
 
@@ -116,8 +117,7 @@ def _asking(service: LLMService) -> Way:
 
 
 async def measure(way: Way, calls: int, at_once: int) -> tuple[dict[str, float], float]:
-    """The figures of so many streams, so many at once, after a few to warm up; and the seconds they took."""
-    await asyncio.gather(*(way(Times()) for _ in range(20)))
+    """The figures of so many streams, so many at once; and the seconds they took."""
     times, numbers = Times(), iter(range(calls))
 
     async def reader() -> None:
@@ -129,22 +129,31 @@ async def measure(way: Way, calls: int, at_once: int) -> tuple[dict[str, float],
     return times.figures(), time.monotonic() - start
 
 
+async def _warm_up(way: Way) -> None:
+    await asyncio.gather(*(way(Times()) for _ in range(_WARM_UP)))
+
+
 async def compare(database: MeasuredDatabase, calls: int, at_once: int) -> dict[str, dict[str, float]]:
     """Both ways against the same stub."""
     async with child("benchmarks.streaming", "--serve") as stub, database.fresh() as url:
         base_url = f"http://127.0.0.1:{stub.greeting}/v1"
         async with vendor(base_url) as way:
+            await _warm_up(way)
             bare, _ = await measure(way, calls, at_once)
         async with pgnexus(url, base_url) as way:
+            await _warm_up(way)
+            async with await psycopg.AsyncConnection.connect(url) as connection:
+                await connection.execute(load("forget_streams"))
             through, seconds = await measure(way, calls, at_once)
-        async with await psycopg.AsyncConnection.connect(url) as connection:
-            row = await (await connection.execute(load("streams"))).fetchone()
+            async with await psycopg.AsyncConnection.connect(url) as connection:
+                row = await (await connection.execute(load("streams"))).fetchone()
         assert row is not None
         streams, chunks, commits, of_streams = row
-        length = seconds * at_once / calls
+        if streams != calls:
+            raise RuntimeError(f"{streams} of {calls} streams have chunks")
         through |= {
-            "commits_a_second_a_stream": round(of_streams / streams / length, 2),
-            "commits_a_second": round(commits / (seconds * streams / calls), 1),
+            "commits_a_second_a_stream": round(of_streams / streams / (seconds * at_once / calls), 2),
+            "commits_a_second": round(commits / seconds, 1),
             "chunks_a_commit": round(chunks / commits, 1),
         }
         return {"the vendor": bare, "pgnexus": through}
@@ -159,7 +168,9 @@ async def run(url: str | None, *, quick: bool) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    table = Table("", *(f"{case}\n{way}" for case, ways in found.items() for way in ways))
+    table = Table(
+        Column("", no_wrap=True), *(f"{case}\n{way}" for case, ways in found.items() for way in ways)
+    )
     names = list(dict.fromkeys(name for ways in found.values() for way in ways.values() for name in way))
     for name in names:
         cells = [str(way.get(name, "")) for ways in found.values() for way in ways.values()]
