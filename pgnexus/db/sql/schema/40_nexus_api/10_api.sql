@@ -108,7 +108,8 @@ end
 $$;
 
 -- What the nexus side is doing: requests in flight and put back, and of the provider calls that ended in the last
--- p_window: how many a second, how many failed (and how often which provider failed how), and their latency.
+-- p_window: how many a second, how many failed (and how often which provider failed how), and their latency. The moment is
+-- a query of its own, or the index of time would not be used.
 create function nexus_api.activity(p_lease interval, p_window interval default '5 minutes')
 returns table (in_flight bigint, waiting_for_retry bigint, instances int, calls bigint, calls_per_second double precision,
                failed_calls bigint, failures jsonb, p50_ms double precision, p95_ms double precision,
@@ -120,9 +121,9 @@ language sql stable security definer set search_path = pg_catalog, nexus_api as 
          count(*) filter (where a.outcome <> 'success'),
          (select coalesce(jsonb_object_agg(f.name, f.calls), '{}')
           from (select b.provider || ' ' || b.outcome as name, count(*) as calls from nexus.attempts b
-                where b.started_at > clock_timestamp() - p_window and b.outcome <> 'success' group by 1) f),
+                where b.started_at > (select clock_timestamp() - p_window) and b.outcome <> 'success' group by 1) f),
          percentile_cont(0.5) within group (order by a.duration_ms),
          percentile_cont(0.95) within group (order by a.duration_ms),
          percentile_cont(0.99) within group (order by a.duration_ms)
-  from nexus.attempts a where a.started_at > clock_timestamp() - p_window
+  from nexus.attempts a where a.started_at > (select clock_timestamp() - p_window)
 $$;
