@@ -376,6 +376,21 @@ class TestExplaining:
         assert asked == names(here.select(wanted)) != []
 
 
+def test_all_that_decides_comes_from_the_request() -> None:
+    asked = LLMRequest(
+        request_id=new_request_id(),
+        messages=[{"role": "user", "content": "Design the architecture of a distributed queue."}],
+        complexity="auto",
+        task_type="poetry",
+        agent_id="ann",
+        model="gpt-4o",
+        provider="openai",
+        tools=[{"type": "function", "function": {"name": "f"}}],
+    )
+    needs = Needs(tools=True, prompt_tokens=5)
+    assert Wanted.by(asked) == Wanted("complex", "poetry", "ann", "gpt-4o", "openai", needs)
+
+
 class TestRemembering:
     def test_task_types_and_agents_without_a_route_take_no_memory(self) -> None:
         here = selector()
