@@ -10,7 +10,7 @@ language sql stable security definer set search_path = pg_catalog, nexus_api as 
            (count(*) filter (where a.outcome = 'success'))::double precision
              / nullif(count(*) filter (where a.outcome <> all (p_not_the_vendors)), 0) as success_rate
     from nexus.attempts a
-    where a.started_at > clock_timestamp() - make_interval(secs => p_seconds)
+    where a.started_at > (select clock_timestamp() - make_interval(secs => p_seconds))  -- asked once, so that the index is used
     group by a.provider, a.model
   )
   select coalesce(l.provider, b.provider), coalesce(l.model, b.model), coalesce(l.calls, 0), l.latency_ms,
