@@ -21,7 +21,7 @@ from pgnexus.db.listener import Listener
 from pgnexus.errors import DatabaseError, DatabaseUnavailable, InvalidSettings, SchemaMismatch
 from pgnexus.messages import REQUEST_QUEUES, RESULT_QUEUE, ModelInfo
 from pgnexus.nexus.router import LLMRouter
-from pgnexus.providers import build_providers
+from pgnexus.providers import build_providers, keys
 from pgnexus.providers.catalogue import LOCAL, catalogue
 from pgnexus.settings import Settings
 
@@ -186,7 +186,7 @@ async def _own_models(settings: Settings) -> list[ModelInfo] | Finding:
 
 def _keys(settings: Settings) -> list[Finding]:
     vendors = [vendor for vendor in catalogue(settings).values() if vendor.api_key_env]
-    present = [name for vendor in vendors for name in vendor.api_key_env if os.environ.get(name, "").strip()]
+    present = [name for vendor in vendors if (name := keys.source(vendor, os.environ)) is not None]
     if present:
         return [Finding("keys", "ok", f"set here: {', '.join(present)}")]
     names = ", ".join(vendor.api_key_env[0] for vendor in vendors if vendor.needs_key)

@@ -111,7 +111,9 @@ class Pieces:
         self._grow(
             len(text) + len(reasoning) + sum(len(call["function"].get("arguments", "")) for call in calls)
         )
-        return Delta(text, reasoning, calls) if text or reasoning or calls else None
+        if not (text or reasoning or calls):
+            return None
+        return Delta(storable.clean(text)[0], storable.clean(reasoning)[0], calls)
 
     def completion(self) -> Completion:
         """The whole answer; raises `BadAnswer` when it broke off."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _SLACK: Final = 5.0  # seconds by which an SDK's own clock runs after ours, which closes the connection
 _NOBODY: Final = object()
 
+# On debug some of these show headers, and with them the key; what they say of each call is said by us.
+_TALKERS: Final = ("anthropic", "botocore", "google_genai", "httpcore", "httpx", "openai", "urllib3")
+
 
 class AnyLLMWire:
     """A vendor that any-llm speaks to. Retries are the router's business, so the SDK's are switched off."""
@@ -125,17 +128,10 @@ class AnyLLMWire:
             raise NoCandidate(f"provider {self._vendor.name}: {self._vendor.missing}")
         from pgnexus.providers.anyllm_client import Client  # noqa: PLC0415 - imports any-llm, an extra
 
-        for name in (
-            "any_llm",
-            "botocore",
-            "urllib3",
-            "httpcore",
-            "httpx",
-            "anthropic",
-            "openai",
-            "google_genai",
-        ):
-            # What they say of each call is said by us, and on debug some of them show headers, with the key.
+        for name in _TALKERS:
             logger = logging.getLogger(name)
-            logger.setLevel(max(logger.level, logging.ERROR))
+            logger.setLevel(max(logger.level, logging.WARNING))
+        logging.getLogger("any_llm").setLevel(
+            logging.ERROR
+        )  # it warns at every call of what is meant to be so
         return Client(self._vendor, self._any_llm, self._key, loop)

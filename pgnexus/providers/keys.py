@@ -44,22 +44,26 @@ def find(vendor: Vendor, environ: Mapping[str, str]) -> Key | None:
     return key
 
 
-def is_set(vendor: Vendor, environ: Mapping[str, str]) -> bool:
-    """Whether the vendor has a key, without reading any file."""
-    return vendor.api_key_file is not None or any(
-        environ.get(f"{name}{suffix}", "").strip() for name in vendor.api_key_env for suffix in ("", "_FILE")
-    )
+def source(vendor: Vendor, environ: Mapping[str, str]) -> str | None:
+    """Where the vendor's key would come from, without reading any file; None when it has none.
+
+    >>> source(Vendor("ours", "http://host/v1", ("OUR_KEY",)), {"OUR_KEY_FILE": "/run/secrets/ours"})
+    'OUR_KEY_FILE'
+    """
+    if vendor.api_key_file is not None:
+        return f"providers.{vendor.name}.api_key_file"
+    names = (f"{name}{suffix}" for name in vendor.api_key_env for suffix in ("", "_FILE"))
+    return next((name for name in names if environ.get(name, "").strip()), None)
 
 
 def _found(vendor: Vendor, environ: Mapping[str, str]) -> Key | None:
+    setting = source(vendor, environ)
+    if setting is None:
+        return None
     if vendor.api_key_file is not None:
-        return _read(vendor.api_key_file, f"providers.{vendor.name}.api_key_file")
-    for name in vendor.api_key_env:
-        if value := environ.get(name, "").strip():
-            return Key(value, name)
-        if path := environ.get(f"{name}_FILE", "").strip():
-            return _read(Path(path), f"{name}_FILE")
-    return None
+        return _read(vendor.api_key_file, setting)
+    value = environ[setting].strip()
+    return Key(value, setting) if setting in vendor.api_key_env else _read(Path(value), setting)
 
 
 def _read(path: Path, setting: str) -> Key:

@@ -14,7 +14,7 @@ from pgnexus.errors import PgnexusError, UnsuitableDatabase
 @pytest.fixture
 def invoke(env, monkeypatch):
     """The command in this process, for what needs no other."""
-    for name in ("ANTHROPIC_API_KEY", "GOOGLE_API_KEY"):
+    for name in ("ANTHROPIC_API_KEY", "CO_API_KEY", "GOOGLE_API_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     for name, value in env.items():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pgnexus.nexus.router import LLMRouter
 from pgnexus.providers import build_providers
 from pgnexus.providers.anyllm_wire import AnyLLMWire
 from pgnexus.providers.catalogue import Vendor, _installed, catalogue
+from pgnexus.providers.prices import cost
 from pgnexus.providers.provider import Delta
 from pgnexus.settings import Settings
 
@@ -173,6 +175,8 @@ class TestBedrock:
             )
         assert (got.text, got.finish_reason, told) == ("Paris.", "stop", [Delta("Paris.")])
         assert got.usage == Usage(prompt_tokens=100, completion_tokens=20, total_tokens=120, cached_tokens=80)
+        price = cost(catalogue(Settings())["bedrock"], "amazon.nova-lite-v1:0", got.usage)
+        assert price == (20 * Decimal("0.06") + 80 * Decimal("0.015") + 20 * Decimal("0.24")) / 1_000_000
         [(path, body)] = asked
         assert path == "/model/amazon.nova-lite-v1:0/converse"
         assert body["messages"] == [{"role": "user", "content": [{"text": "Hello"}]}]
@@ -274,6 +278,17 @@ class TestStreams:
             got = await anyllm("gemini", root).complete(ask(), "g", timeout=20, on_delta=told.append)
         assert told == [Delta(reasoning="Hm"), Delta(reasoning="."), Delta("Paris.")]
         assert (got.text, got.message["reasoning_content"], got.usage.total_tokens) == ("Paris.", "Hm.", 5)
+
+    async def test_what_cannot_be_stored_is_mended(self, anyllm, ask):
+        parts = [{"text": "a\x00", "thought": True}, {"text": "b\x00"}]
+        chunk = {
+            "candidates": [{"content": {"role": "model", "parts": parts}, "index": 0, "finishReason": "STOP"}]
+        }
+        told: list[Delta] = []
+        async with served(stream_of([chunk])) as root:
+            got = await anyllm("gemini", root).complete(ask(), "g", timeout=20, on_delta=told.append)
+        assert told == [Delta("b\ufffd", "a\ufffd")]
+        assert (got.text, got.mended) == ("b\ufffd", True)
 
     async def test_arguments_without_end(self, anyllm, ask):
         call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "x" * 3000}}
