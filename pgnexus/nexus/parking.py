@@ -108,10 +108,12 @@ class Parking:
     async def take(self, free: int, others: int) -> list[Claim]:
         """Claims from all lines that have room, ``free`` at most, of them ``others`` that are not interactive."""
         now = time.monotonic()
+        claims: list[Claim] = []
         if now >= self._look_at:
             await self._look(now)
+            params = {"worker_id": self._registry.instance_id(), "limit": max(1, others)}
+            claims += claimed(await self._db.query("take_overdue", params), turn="")
         due = [scope for scope, line in self._lines.items() if line.due <= now and scope != SHARE]
-        claims: list[Claim] = []
         for scope in sorted(due, key=lambda name: self._lines[name].due)[:_MOST_ASKED]:
             left = free - len(claims)
             if left <= 0:

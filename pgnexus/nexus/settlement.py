@@ -69,7 +69,8 @@ class Settlement:
         for name in ("result", "details", "error", "scope", "saving"):
             if (value := getattr(self, name)) is not None:
                 item[name] = value
-        for name in ("reply_to", "complexity", "task_type", "agent_id", "priority"):
+        names = ("priority", "deadline") if self.outcome == "park" else ()
+        for name in ("reply_to", "complexity", "task_type", "agent_id", *names):
             if (text := claim.told(name)) is not None:
                 item[name] = text
         return to_json(item, inf_nan_mode="null").decode()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from psycopg.rows import namedtuple_row
-from system import messages, put, sql
+from system import answered, messages, put, sql, started
 
 from pgnexus.db.database import Database
 from pgnexus.messages import REQUEST_QUEUES
 
-PRIORITIES = ("interactive", "standard", "batch")
+QUESTION = [{"role": "user", "content": "Hello"}]
 
 
 async def a_worker(db: Database) -> UUID:
@@ -24,7 +25,7 @@ async def a_worker(db: Database) -> UUID:
 async def taken(db: Database, worker: UUID, *agents: str | None, priority: str = "standard") -> list[UUID]:
     """Requests of these agents, taken up by the worker, in their order."""
     fields = [
-        {"messages": "Hello", "priority": priority, "request_id": str(UUID(int=_next()))} for _ in agents
+        {"messages": QUESTION, "priority": priority, "request_id": str(UUID(int=_next()))} for _ in agents
     ]
     for request, agent in zip(fields, agents, strict=True):
         if agent is not None:
@@ -56,7 +57,7 @@ async def park(
                 "outcome": "park",
                 "scope": scope,
             }
-            | {name: row.input[name] for name in ("agent_id", "priority") if name in row.input}
+            | {name: row.input[name] for name in ("agent_id", "priority", "deadline") if name in row.input}
             | over
         )
         for row in found
@@ -86,7 +87,7 @@ async def test_a_parked_request_holds_no_worker_and_no_place_in_a_queue(db):
     assert (due.sent, due.next_in) == (0, None)
     assert await sql(db, "select * from pgflow.recover_tasks()") == []
     [row] = await take(db, worker, 5)
-    assert (row.run_id, row.attempt, row.agent_id, row.input["messages"]) == (run, 1, "a", "Hello")
+    assert (row.run_id, row.attempt, row.agent_id, row.input["messages"]) == (run, 1, "a", QUESTION)
     assert await sql(db, "select * from nexus.parked") == []
     [done] = await sql(
         db, "select count(*) from pgflow.step_tasks where status = 'started' and not_before is null"
@@ -195,6 +196,26 @@ async def test_what_somebody_is_ending_is_passed_over(db):
         await connection.execute("select pgflow.cancel_runs(%s)", [[ending]])
         assert [row.run_id for row in await take(db, worker, 5)] == [there]
     assert await sql(db, "select * from nexus.parked") == []
+
+
+async def test_who_waits_past_the_deadline_is_answered_by_the_next_look(database_url, db, llmock):
+    worker = await a_worker(db)
+    [run, other] = await taken(db, worker, "a", "a")
+    await park(db, worker, run, deadline=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
+    await park(db, worker, other)
+    await sql(db, "insert into nexus.buckets select 'openai', 'requests_per_minute', -1000, now()")
+    await sql(
+        db,
+        """update pgflow.runs set input = input || '{"deadline": "2026-01-01T00:00:00Z"}' where run_id = %s""",
+        run,
+    )
+    await sql(db, "update nexus.parked set deadline = now() where deadline is not null")
+    limits = {"openai": {"requests_per_minute": 1}}
+    async with started(database_url, llmock.base_url(), limits=limits, caller=False):
+        [answer] = await answered(db, "ai_results")
+    assert (answer["request_id"], answer["status"]) == (str(run), "timeout")
+    assert await sql(db, "select run_id from nexus.parked") == [(other,)]
+    assert llmock.requests == []
 
 
 async def test_unpark_sends_a_whole_scope_back_to_its_queue(db):

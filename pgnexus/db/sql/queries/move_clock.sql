@@ -22,6 +22,9 @@ begin
           and nexus.try_timestamptz(w.input ->> 'deadline') is not null for update skip locked) w
   where r.run_id = w.run_id;
 
+  update nexus.parked p set deadline = p.deadline - v_by
+  where p.run_id in (select w.run_id from nexus.parked w where w.deadline is not null for update skip locked);
+
   for v_queue in
     select m.queue_name from pgmq.meta m
     where m.queue_name = any (v_lanes) or m.queue_name = 'ai_results'

@@ -11,17 +11,19 @@ create table nexus.parked (
   since     timestamptz not null,
   step_slug text not null,
   parked_at timestamptz not null default now(),
+  deadline  timestamptz,
   constraint lane_is_valid check (lane between 0 and 2)
 );
 -- Found by jumps from agent to agent, and from scope to scope: nobody reads past those whose turn it is not.
 create index parked_by_turn on nexus.parked (scope, lane, agent_id, since, run_id);
+create index parked_by_deadline on nexus.parked (deadline) where deadline is not null;
 create index parked_flights on nexus.parked (parked_at) where scope >= 'flight:' and scope < 'flight;';
 
 -- Put claimed tasks back until their turn comes. An attempt that called a provider counts, for the books name the calls
 -- by it; any other does not. Returns those that were parked; the others had been taken from this worker.
 create function nexus.park(
   p_worker_id uuid, p_runs uuid[], p_steps text[], p_attempts int[], p_scopes text[], p_priorities text[], p_agents text[],
-  p_counts boolean[]
+  p_deadlines text[], p_counts boolean[]
 ) returns setof uuid
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
@@ -46,10 +48,11 @@ begin
     returning t.run_id
   )
   select array_agg(b.run_id) into v_done from back b;
-  insert into nexus.parked (run_id, scope, lane, agent_id, since, step_slug)
+  insert into nexus.parked (run_id, scope, lane, agent_id, since, step_slug, deadline)
   select i.run_id, i.scope, case i.priority when 'interactive' then 0 when 'batch' then 2 else 1 end,
-         coalesce(left(i.agent, 200), ''), r.started_at, i.step_slug
-  from unnest(p_runs, p_scopes, p_priorities, p_agents, p_steps) as i (run_id, scope, priority, agent, step_slug)
+         coalesce(left(i.agent, 200), ''), r.started_at, i.step_slug, nexus.try_timestamptz(i.deadline)
+  from unnest(p_runs, p_scopes, p_priorities, p_agents, p_steps, p_deadlines)
+    as i (run_id, scope, priority, agent, step_slug, deadline)
   join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
   where i.run_id = any (v_done);
   perform nexus.unpark_runs(array(
@@ -173,14 +176,32 @@ begin
       v_others := v_others - case when v_lane = 0 then 0 else cardinality(v_taken.runs) end;
     end loop;
   end loop;
-  return query
-    select r.run_id, t.step_slug, t.attempts_count, r.input,
-           extract(epoch from nexus.try_timestamptz(r.input ->> 'deadline') - clock_timestamp())::double precision, i.agent
-    from unnest(v_runs, v_agents) with ordinality as i (run_id, agent, n)
-    join pgflow.runs r on r.run_id = i.run_id
-    join pgflow.step_tasks t on t.run_id = i.run_id and t.status = 'started'
-    order by i.n;
+  return query select c.* from nexus.describe_claims(v_runs, v_agents) c;
 end
+$$;
+
+-- Take up to p_limit parked requests whose deadline has passed, from whatever line, so that somebody answers them.
+create function nexus.take_overdue(p_worker_id uuid, p_limit int)
+returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, agent_id text)
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off as $$
+declare
+  v_now timestamptz := clock_timestamp();
+begin
+  return query select d.* from nexus.claim_parked(p_worker_id, array(
+    select p.run_id from nexus.parked p where p.deadline <= v_now order by p.deadline limit p_limit)) c
+  cross join lateral nexus.describe_claims(c.runs, c.agents) d;
+end
+$$;
+
+create function nexus.describe_claims(p_runs uuid[], p_agents text[])
+returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, agent_id text)
+language sql set search_path = pg_catalog, nexus as $$
+  select r.run_id, t.step_slug, t.attempts_count, r.input,
+         extract(epoch from nexus.try_timestamptz(r.input ->> 'deadline') - clock_timestamp())::double precision, i.agent
+  from unnest(p_runs, p_agents) with ordinality as i (run_id, agent, n)
+  join pgflow.runs r on r.run_id = i.run_id
+  join pgflow.step_tasks t on t.run_id = i.run_id and t.status = 'started'
+  order by i.n
 $$;
 
 -- The scopes in which requests are parked, beginning after p_after, but no flights: their ends send them on.

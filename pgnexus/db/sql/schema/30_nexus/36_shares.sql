@@ -44,9 +44,10 @@ begin
   select count(p.run_id) into v_parked
   from (select array_agg(s.run_id) as runs, array_agg(s.step_slug) as steps, array_agg(s.attempt) as attempts,
                array_agg('share'::text) as scopes, array_agg(s.input ->> 'priority') as priorities,
-               array_agg(s.input ->> 'agent_id') as agents, array_agg(false) as counts
+               array_agg(s.input ->> 'agent_id') as agents, array_agg(s.input ->> 'deadline') as deadlines,
+               array_agg(false) as counts
         from nexus.start_messages(p_lane, p_worker_id, v_messages) s) c
-  cross join lateral nexus.park(p_worker_id, c.runs, c.steps, c.attempts, c.scopes, c.priorities, c.agents, c.counts)
+  cross join lateral nexus.park(p_worker_id, c.runs, c.steps, c.attempts, c.scopes, c.priorities, c.agents, c.deadlines, c.counts)
     as p (run_id);
   return v_parked;
 end

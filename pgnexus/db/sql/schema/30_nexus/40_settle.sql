@@ -68,7 +68,7 @@ begin
   elsif p_outcome = 'park' then
     v_done := array(select nexus.park(
       p_worker_id, array_agg(i.run_id), array_agg(i.step), array_agg(i.attempt), array_agg(i.item ->> 'scope'),
-      array_agg(i.item ->> 'priority'), array_agg(i.item ->> 'agent_id'),
+      array_agg(i.item ->> 'priority'), array_agg(i.item ->> 'agent_id'), array_agg(i.item ->> 'deadline'),
       array_agg(coalesce(jsonb_array_length(i.item -> 'calls') > 0, false)))
       from unnest(p_runs, p_steps, p_attempts, p_items) as i (run_id, step, attempt, item));
   else
