@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -618,3 +619,55 @@ def test_whatever_is_lost_a_reader_ends_with_the_stored_answer(data: st.DataObje
     found += assembly.finish(result)
     assert text_of(found) == result.text
     assert all(not chunk.text for chunk in found if chunk.discard)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_happens_a_reader_ends_with_the_stored_answer(
+    llm: LLMService, nexus: PlayedNexus, db: Database, seed: int
+) -> None:
+    chance = random.Random(seed)
+    handle = await llm.enqueue("simple", "Hello", stream=True)
+    found: list[Chunk] = []
+    reading = asyncio.create_task(_restless(llm, handle.request_id, found, chance))
+    part, old, text = await nexus.take(), [], ""
+    for number in range(60):
+        what = chance.choices(["say", "flush", "discard", "give back", "thaw", "crash"], [9, 6, 1, 1, 1, 1])[
+            0
+        ]
+        if what == "say":
+            part.stream.put(Delta(text=f"{number} "))
+            text += f"{number} "
+        elif what == "flush":
+            await part.stream.flush()
+        elif what == "discard":
+            part.stream.discard()
+            text = ""
+        elif what == "give back":
+            old.append(part)
+            await part.give_back()
+            part, text = await nexus.take(), ""
+        elif what == "thaw" and old:
+            chance.choice(old).stream.put(Delta(text="late "))
+        elif what == "crash":
+            await sql(
+                db,
+                "delete from nexus.chunks where number >= (select max(number) from nexus.chunks) - %s",
+                chance.randint(0, 2),
+            )
+    await part.answer(text + chance.choice(["", "and more"]))
+    async with asyncio.timeout(20):
+        await reading
+    assert text_of(found) == (await handle.result(timeout=10)).text
+
+
+async def _restless(llm: LLMService, request_id: UUID, found: list[Chunk], chance: random.Random) -> None:
+    """Read some chunks, drop the stream, go on after the last one, to the end."""
+    while True:
+        left = chance.randint(1, 8)
+        async for chunk in llm.resume(request_id, after=found[-1].number if found else 0):
+            found.append(chunk)
+            left -= 1
+            if left == 0:
+                break
+        else:
+            return

@@ -110,8 +110,9 @@ async def test_kill_9_of_the_worker(
         async with up(database_url, "--only", "nexus", **nexus_env):
             await asyncio.gather(*tasks)
             await check(service, readers, vendor)
-    assert all(reader.discards >= 1 for reader in readers)  # each was told that his beginning is void
-    assert set(vendor.calls.values()) == {2}
+    assert READERS < sum(vendor.calls.values()) <= 2 * READERS
+    # whose answer was asked for again was told that his beginning is void
+    assert all(reader.discards >= vendor.calls[reader.prompt] - 1 for reader in readers)
 
 
 async def test_a_frozen_worker_mixes_nothing_in(
