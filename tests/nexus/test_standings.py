@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from system import sql, until
 
 from pgnexus.db.database import Database
 from pgnexus.messages import LLMRequest, new_request_id
+from pgnexus.nexus import standings
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.selection import Candidate, Standing, Wanted
 from pgnexus.nexus.standings import Standings, read_standings
@@ -42,14 +44,14 @@ def simple(exploring: bool = False) -> LLMRequest:
 
 
 async def known(db: Database, here: LLMRouter) -> Any:
-    standings = Standings(db, here)
-    standings.start()
+    loop = Standings(db, here)
+    loop.start()
 
     async def told() -> bool:
         return bool(here.conditions)
 
     await until(told)
-    await standings.stop()
+    await loop.stop()
     return here.conditions
 
 
@@ -107,7 +109,22 @@ async def test_they_order_the_route(db: Database) -> None:
 async def test_nobody_looks_when_no_route_asks(db: Database) -> None:
     await called(db, "fast", "success", 100)
     here = router("price")
-    standings = Standings(db, here)
-    standings.start()
-    await standings.stop()
+    loop = Standings(db, here)
+    loop.start()
+    await loop.stop()
     assert here.conditions == {}
+
+
+async def test_of_many_calls_only_the_last_are_looked_at(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standings, "_MANY", 3)
+    for model, ago in (("slow", 400.0), ("fast", 200.0), ("fast", 100.0), ("fast", 5.0)):
+        await called(db, model, "success", 100, ago)
+    here = router("latency")
+    loop = Standings(db, here)
+    seen = []
+    for _ in range(3):
+        await loop._look()
+        seen.append({candidate.model for candidate in here.conditions})
+    assert seen == [{"slow", "fast"}, {"fast"}, {"fast"}]
