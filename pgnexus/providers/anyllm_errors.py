@@ -15,175 +15,14 @@ from pgnexus import storable
 from pgnexus.errors import (
     AuthenticationFailed,
     BadAnswer,
-    BadRequest,
     ContentFiltered,
-    ContextTooLong,
-    ModelNotFound,
-    NoCandidate,
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
-    QuotaSpent,
-    TooManyRequests,
 )
 from pgnexus.providers.anyllm_exchange import Exchange
+from pgnexus.providers.anyllm_table import kind_of, library_of
 from pgnexus.providers.openai_errors import refusal, safe_words
-
-_SDK_STATUSES: Final[dict[str, type[ProviderError]]] = {
-    "BadRequestError": BadRequest,
-    "AuthenticationError": AuthenticationFailed,
-    "PermissionDeniedError": AuthenticationFailed,
-    "NotFoundError": ModelNotFound,
-    "ConflictError": ProviderUnavailable,
-    "UnprocessableEntityError": BadRequest,
-    "RateLimitError": TooManyRequests,
-    "InternalServerError": ProviderUnavailable,
-    "APIError": ProviderUnavailable,
-    "APIStatusError": ProviderUnavailable,
-    "APIConnectionError": ProviderUnavailable,
-    "APITimeoutError": ProviderTimeout,
-    "APIResponseValidationError": BadAnswer,
-}
-_HTTPX: Final[dict[str, type[ProviderError]]] = {
-    "ConnectTimeout": ProviderUnavailable,
-    "PoolTimeout": ProviderUnavailable,
-    "TimeoutException": ProviderTimeout,
-    "ReadTimeout": ProviderTimeout,
-    "WriteTimeout": ProviderTimeout,
-    "DecodingError": BadAnswer,
-    "StreamError": BadAnswer,
-    "StreamClosed": BadAnswer,
-    "StreamConsumed": BadAnswer,
-    "ResponseNotRead": BadAnswer,
-    "UnsupportedProtocol": ProviderError,
-    "LocalProtocolError": ProviderError,
-    "InvalidURL": ProviderError,
-    "CookieConflict": ProviderError,
-    "RequestNotRead": ProviderError,
-} | dict.fromkeys(
-    (
-        "HTTPError",
-        "HTTPStatusError",
-        "RequestError",
-        "TransportError",
-        "NetworkError",
-        "ConnectError",
-        "ReadError",
-        "WriteError",
-        "CloseError",
-        "ProxyError",
-        "ProtocolError",
-        "RemoteProtocolError",
-        "TooManyRedirects",
-    ),
-    ProviderUnavailable,
-)
-
-TABLE: Final[Mapping[str, Mapping[str, type[ProviderError]]]] = {
-    "any_llm": {
-        "AnyLLMError": ProviderError,
-        "RateLimitError": TooManyRequests,
-        "AuthenticationError": AuthenticationFailed,
-        "InvalidRequestError": BadRequest,
-        "ProviderError": ProviderUnavailable,
-        "ContentFilterError": ContentFiltered,
-        "ProviderFileNotFoundError": BadRequest,
-        "ModelNotFoundError": ModelNotFound,
-        "ContextLengthExceededError": ContextTooLong,
-        "MissingApiKeyError": NoCandidate,
-        "UnsupportedProviderError": NoCandidate,
-        "UnsupportedParameterError": ProviderError,
-        "InsufficientFundsError": QuotaSpent,
-        "UpstreamProviderError": ProviderUnavailable,
-        "GatewayTimeoutError": ProviderUnavailable,
-        "_FinishReasonError": BadAnswer,
-        "LengthFinishReasonError": BadAnswer,
-        "ContentFilterFinishReasonError": ContentFiltered,
-        "BatchNotCompleteError": ProviderError,
-    },
-    "anthropic": _SDK_STATUSES
-    | {
-        "AnthropicError": ProviderError,
-        "APIWebhookValidationError": ProviderError,
-        "RetryableError": ProviderUnavailable,
-        "RequestTooLargeError": ContextTooLong,
-        "ServiceUnavailableError": ProviderUnavailable,
-        "OverloadedError": ProviderUnavailable,
-        "DeadlineExceededError": ProviderUnavailable,
-    },
-    "openai": _SDK_STATUSES
-    | {
-        "OpenAIError": ProviderError,
-        "OAuthError": AuthenticationFailed,
-        "SubjectTokenProviderError": ProviderError,
-        "LengthFinishReasonError": BadAnswer,
-        "ContentFilterFinishReasonError": ContentFiltered,
-        "InvalidWebhookSignatureError": ProviderError,
-        "WebSocketConnectionClosedError": ProviderUnavailable,
-        "WebSocketQueueFullError": ProviderUnavailable,
-    },
-    "google": {
-        "APIError": ProviderUnavailable,
-        "ClientError": BadRequest,
-        "ServerError": ProviderUnavailable,
-        "UnknownApiResponseError": BadAnswer,
-        "ContinuationInterruptedError": BadAnswer,
-        "UnknownFunctionCallArgumentError": ProviderError,
-        "UnsupportedFunctionError": ProviderError,
-        "FunctionInvocationError": ProviderError,
-    },
-    "cohere": {
-        "ApiError": ProviderUnavailable,
-        "ParsingError": BadAnswer,
-        "BadRequestError": BadRequest,
-        "ClientClosedRequestError": ProviderUnavailable,
-        "ForbiddenError": AuthenticationFailed,
-        "GatewayTimeoutError": ProviderUnavailable,
-        "InternalServerError": ProviderUnavailable,
-        "InvalidTokenError": AuthenticationFailed,
-        "NotFoundError": ModelNotFound,
-        "NotImplementedError": ProviderError,
-        "ServiceUnavailableError": ProviderUnavailable,
-        "TooManyRequestsError": TooManyRequests,
-        "UnauthorizedError": AuthenticationFailed,
-        "UnprocessableEntityError": BadRequest,
-    },
-    "mistralai": {
-        "MistralError": ProviderUnavailable,
-        "SDKError": ProviderUnavailable,
-        "HTTPValidationError": BadRequest,
-        "ObservabilityError": ProviderError,
-        "ResponseValidationError": BadAnswer,
-        "NoResponseError": ProviderUnavailable,
-    },
-    "botocore": {
-        "BotoCoreError": ProviderError,  # what is wrong here, such as a region or a profile
-        "UndefinedModelAttributeError": ProviderError,
-        "ClientError": ProviderUnavailable,
-        "EventStreamError": BadAnswer,
-        "ConnectionError": ProviderUnavailable,
-        "HTTPClientError": ProviderUnavailable,
-        "ConnectTimeoutError": ProviderUnavailable,
-        "ReadTimeoutError": ProviderTimeout,
-        "ResponseStreamingError": BadAnswer,
-        "IncompleteReadError": BadAnswer,
-        "ChecksumError": BadAnswer,
-        "FlexibleChecksumError": BadAnswer,
-        "CapacityNotAvailableError": ProviderUnavailable,
-        "NoCredentialsError": NoCandidate,
-        "PartialCredentialsError": NoCandidate,
-        "CredentialRetrievalError": NoCandidate,
-        "NoAuthTokenError": NoCandidate,
-        "TokenRetrievalError": NoCandidate,
-        "SSOError": NoCandidate,
-        "LoginError": NoCandidate,
-        "NoRegionError": NoCandidate,
-        "ProfileNotFound": NoCandidate,
-    },
-    "httpx": _HTTPX,
-    "httpx2": _HTTPX | {"SSEError": BadAnswer},
-}
-"""What an error of a library becomes when it brings no answer; a class that is not here is what its base is."""
 
 _TRANSPORTS: Final = ("httpx", "httpx2", "botocore")
 
@@ -220,15 +59,6 @@ def translated(error: BaseException, exchange: Exchange, *, where: str, key: str
     return _by_table(links, exchange, where, key)
 
 
-def kind_of(error: type[BaseException]) -> type[ProviderError] | None:
-    """The row of the table for a class, by its own name or the nearest of its bases; None for strangers."""
-    for base in error.__mro__:
-        found = TABLE.get(_library(base), {}).get(base.__name__)
-        if found is not None:
-            return found
-    return None
-
-
 def _links(error: BaseException | None) -> Iterator[BaseException]:
     """What an error came from, the innermost first; any-llm's own wrapping, which only guesses, is the last."""
     found: list[BaseException] = []
@@ -241,7 +71,7 @@ def _links(error: BaseException | None) -> Iterator[BaseException]:
 def _by_table(links: list[BaseException], exchange: Exchange, where: str, key: str | None) -> ProviderError:
     first = links[0]
     # What any-llm calls the error of somebody else is a guess by its words, so it counts only for its own.
-    known = [link for link in links if _library(type(link)) != "any_llm" or len(links) == 1]
+    known = [link for link in links if library_of(type(link)) != "any_llm" or len(links) == 1]
     kind = next((found for link in known if (found := kind_of(type(link))) is not None), None)
     if kind is None:
         kind = ProviderUnavailable if isinstance(first, OSError) else ProviderError
@@ -249,17 +79,13 @@ def _by_table(links: list[BaseException], exchange: Exchange, where: str, key: s
         kind = ProviderTimeout
     elif (
         exchange.status is not None
-        and _library(type(first)) not in _TRANSPORTS
+        and library_of(type(first)) not in _TRANSPORTS
         and kind is not ContentFiltered
     ):
         kind = BadAnswer  # there was an answer, and the library could make nothing of it
     elif kind is AuthenticationFailed:
         kind = ProviderUnavailable  # nobody has refused the key
     return kind(f"{where}: {type(first).__name__}: {safe_words(str(first) or 'no words', key)}")
-
-
-def _library(kind: type[BaseException]) -> str:
-    return kind.__module__.split(".", 1)[0]
 
 
 def _answer(error: BaseException) -> tuple[int, Any, Mapping[str, str]] | None:

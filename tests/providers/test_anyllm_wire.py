@@ -31,9 +31,10 @@ from pgnexus.messages import Usage
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.providers import build_providers
 from pgnexus.providers.anyllm_wire import AnyLLMWire
-from pgnexus.providers.catalogue import Vendor, _installed, catalogue
+from pgnexus.providers.catalogue import Vendor, catalogue
 from pgnexus.providers.prices import cost
 from pgnexus.providers.provider import Delta
+from pgnexus.providers.vendors import _installed
 from pgnexus.settings import Settings
 
 SDKS = ("openai", "anthropic", "gemini", "cohere", "bedrock", "mistral", "deepseek")
