@@ -140,6 +140,20 @@ class TestOneTrace:
         assert parent(process) == identity(send)
         assert wait.attributes["pgnexus.status"] == "success"
 
+    async def test_of_a_stream(self, spans, database_url, llmock):
+        llmock.reply("Paris, as it has been for long.")
+        async with running(database_url, **two_vendors(llmock)) as llm:
+            with spans.provider.get_tracer("shop").start_as_current_span("checkout") as checkout:
+                async with llm.stream("simple", "Hello") as stream:
+                    await stream.result()
+            process = await spans.one("process ai_requests")
+        [send], [wait], [chat] = map(spans.named, ("send ai_requests", "wait", "chat gpt-4o"))
+        assert parent(send) == parent(wait) == identity(checkout)
+        assert (parent(process), parent(chat)) == (identity(send), identity(process))
+        assert chat.attributes["gen_ai.request.stream"] is True
+        assert chat.attributes["gen_ai.response.time_to_first_chunk"] > 0
+        assert wait.attributes["pgnexus.status"] == "success"
+
     async def test_a_traceparent_that_is_given_is_kept(self, spans, database_url, llmock):
         llmock.reply("Paris.")
         given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -179,13 +179,14 @@ class LLMService:
             )
         cancels = cancels_on_exit(cancel_on_exit, options)
         options["stream"] = True
-        with telemetry.send(options):
-            draft = self._draft(complexity_or_model, messages, options)
+        sending = telemetry.send(options)
+        draft = self._draft(complexity_or_model, messages, options)
 
         async def start() -> Accepted:
             self._check_home()
-            await self._check_vision([draft])
-            accepted = await self._worker.enqueue_llm_request(draft)
+            with sending:
+                await self._check_vision([draft])
+                accepted = await self._worker.enqueue_llm_request(draft)
             self._expect(accepted)
             return accepted
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from uuid import UUID
 
+from pgnexus import telemetry
 from pgnexus.caller.chunk import Assembly, Chunk
 from pgnexus.caller.chunk_feeds import ChunkFeeds, Feed
 from pgnexus.caller.leaver import Leaver
@@ -94,6 +95,10 @@ class ResultStream:
             raise ServiceMisused(
                 f"request {self.request_id}: this stream was closed before its end; ask for the result by the id"
             )
+        with telemetry.wait(self.request_id) as watched:
+            return watched.arrived(await self._result())
+
+    async def _result(self) -> LLMResult:
         try:
             _, future = await self._begin()
             left = None if self._give_up_at is None else max(0.0, self._give_up_at - self._loop.time())
