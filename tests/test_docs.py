@@ -34,7 +34,7 @@ RUNNING = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("quickstart", "operations", "saving", "providers", "streaming", "observability")
+        for name in ("quickstart", "operations", "saving", "providers", "streaming", "observability", "costs")
     ),
 ]
 FLOWS = [ROOT / "docs" / f"{name}.md" for name in ("flows", "coming-from")]

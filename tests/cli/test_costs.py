@@ -1,8 +1,10 @@
 """`costs`: calls, tokens and money by what one asks for; what is unknown is never 0."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -152,3 +154,13 @@ def test_after_a_real_request(run):
     [row] = run("costs", "--by", "provider,outcome", "--json").document["rows"]
     assert (row["provider"], row["outcome"], row["calls"]) == ("mock", "success", 1)
     assert row["calls_of_unknown_cost"] == 1
+
+
+def test_the_queries_of_its_page_run(database_url, book):
+    book({"started_at": NOW - timedelta(days=1)}, {"outcome": "provider_timeout"})
+    page = Path(__file__).parents[2] / "docs" / "costs.md"
+    queries = re.findall(r"^```sql\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(queries) == 3
+    with psycopg.connect(database_url) as connection:
+        found = [connection.execute(query).fetchall() for query in queries]
+    assert [len(rows) for rows in found] == [2, 1, 0]

@@ -7,6 +7,8 @@ from uuid import uuid4
 
 import pytest
 
+from pgnexus.caller.results import JobResult
+from pgnexus.messages import LLMResult, Usage
 from tests.nexus.books import (
     attempts,
     call,
@@ -273,3 +275,47 @@ async def test_a_worker_that_had_been_given_up_buries_what_it_had(db, lost):
     assert [row.outcome for row in await attempts(db, request_id)] == (["unknown"] if lost else [])
     assert await spent(db) == (Decimal("0.5") if lost else 0)
     assert await sql(db, "select 1 from nexus.reservations") == []
+
+
+async def test_a_stored_result_has_all_kinds_of_tokens(db):
+    usage = Usage(
+        prompt_tokens=10,
+        completion_tokens=5,
+        total_tokens=15,
+        cached_tokens=4,
+        cache_write_tokens=3,
+        reasoning_tokens=2,
+    )
+    told = LLMResult(
+        request_id=uuid4(),
+        status="success",
+        response="Hi",
+        usage=usage,
+        estimated=True,
+        cached=True,
+        shared=True,
+    )
+    plain = LLMResult(request_id=uuid4(), status="success", response="Hi")
+    for result in (told, plain):
+        assert await JobResult.record_success(db, result)
+    rows = [await JobResult.get(db, result.request_id) for result in (told, plain)]
+    assert [(row.reasoning_tokens, row.cache_write_tokens) for row in rows if row] == [(2, 3), (None, None)]
+    [found] = await JobResult.search(db, limit=1)
+    assert found in rows
+    results = [row.to_result() for row in rows if row]
+    assert [result.usage for result in results] == [usage, Usage()]
+    assert [(r.estimated, r.cached, r.shared) for r in results] == [(True, True, True), (False, False, False)]
+
+
+async def test_a_late_answer_adds_its_tokens_and_cost_and_nothing_else(db):
+    request_id = await request(db)
+    assert await JobResult.record_timeout(db, request_id)
+    usage = Usage(
+        prompt_tokens=1, completion_tokens=2, total_tokens=3, reasoning_tokens=2, cache_write_tokens=1
+    )
+    late = LLMResult(request_id=request_id, status="success", response="Hi", usage=usage, cost=Decimal("0.1"))
+    assert not await JobResult.record_success(db, late)
+    row = await JobResult.get(db, request_id)
+    assert row is not None
+    assert (row.status, row.output, row.cost, row.total_tokens) == ("timeout", {}, Decimal("0.1"), 3)
+    assert (row.reasoning_tokens, row.cache_write_tokens) == (2, 1)
