@@ -133,3 +133,10 @@ async def test_values_are_said_as_json(database_url, schema, answer, text):
     )
     async with opened(database_url, FakeLLM(answer)) as llm:
         assert (await llm.call("simple", "x", response_format=format)).text == text
+
+
+async def test_a_stream_is_read_as_from_any_provider(database_url):
+    async with opened(database_url, FakeLLM("It is Paris.")) as llm, llm.stream("simple", "x") as stream:
+        texts = [chunk.text async for chunk in stream]
+        result = await stream.result()
+    assert "".join(texts) == result.text == "It is Paris."
