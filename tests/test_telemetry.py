@@ -163,6 +163,17 @@ class TestOneTrace:
         assert f"{process.context.trace_id:x}" == "af7651916cd43dd8448eb211c80319c"
         assert parent(process) == 0xB7AD6B7169203331
 
+    async def test_a_retry_is_of_the_trace_of_who_asks_for_it(self, spans, database_url, llmock):
+        llmock.reply("Paris.", times=None)
+        async with running(database_url, **two_vendors(llmock)) as llm:
+            first = await llm.call("simple", "Hello")
+            with spans.provider.get_tracer("shop").start_as_current_span("again") as again:
+                handle = await llm.retry(first.request_id)
+            await handle.result()
+            await until(lambda: asyncio.sleep(0, len(spans.named("process ai_requests")) == 2))
+        before, after = spans.named("process ai_requests")
+        assert before.context.trace_id != after.context.trace_id == again.get_span_context().trace_id
+
     async def test_of_a_foreign_message_without_one(self, spans, database_url, db, llmock):
         """It is a trace of its own, also where the worker was started below somebody's span."""
         llmock.reply("Paris.")

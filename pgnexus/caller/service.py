@@ -307,8 +307,10 @@ class LLMService:
             )
         if stored.input is None:
             raise InvalidRequest(f"request {request_id} was not asked from here; its input is not stored")
-        draft = RequestDraft.again(stored.input, stored.request_id, stored.workflow, self._settings)
-        accepted = await self._worker.enqueue_llm_request(draft)
+        asked = {name: value for name, value in stored.input.items() if name != "traceparent"}
+        with telemetry.send(asked):
+            draft = RequestDraft.again(asked, stored.request_id, stored.workflow, self._settings)
+            accepted = await self._worker.enqueue_llm_request(draft)
         return RequestHandle(self, accepted.request_id, created=accepted.created)
 
     @staticmethod
