@@ -317,5 +317,6 @@ async def test_a_late_answer_adds_its_tokens_and_cost_and_nothing_else(db):
     assert not await JobResult.record_success(db, late)
     row = await JobResult.get(db, request_id)
     assert row is not None
-    assert (row.status, row.output, row.cost, row.total_tokens) == ("timeout", {}, Decimal("0.1"), 3)
+    assert (row.status, row.cost, row.total_tokens) == ("timeout", Decimal("0.1"), 3)
+    assert "response" not in row.output
     assert (row.reasoning_tokens, row.cache_write_tokens) == (2, 1)
