@@ -157,8 +157,7 @@ class QueueConsumer:
                 log.info(
                     "request %s: attempt %d had been taken from this worker", claim.run_id, claim.attempt
                 )
-            elif settlement.scope is not None:
-                self._parking.heard(settlement.scope)
+            self._parking.settled(claim, settlement.scope)
 
     async def _run(self, claim: Claim) -> Settlement:
         calls: list[Attempt] = []

@@ -18,6 +18,8 @@ PARKED_CHANNEL = "pgnexus_parked"  # NOTIFY: the first request of a line was par
 _MOST_LINES = 1000  # that one look finds; the next one goes on behind them
 _MOST_ASKED = 16  # lines in one round, so that the lanes are not kept waiting
 _SHORTEST = 0.01  # seconds
+_FIRST_REST = 0.05  # seconds
+_LAST_REST = 2.0
 _PACED = 1.0  # seconds over which the pace of a line is taken
 _AHEAD = 0.2  # seconds' worth of a line that may wait in the worker
 _STRANDED = 60.0  # seconds after which somebody who follows a flight asks for itself
@@ -40,6 +42,18 @@ class Line:
     taken: int = 0  # since
     since: float = field(default_factory=time.monotonic)
     pace: float = 0.0  # taken in a second, of late
+    rests_until: float = float("-inf")
+    rest: float = 0.0  # seconds; grows while those whose turn it was come back
+
+    @property
+    def looks_at(self) -> float:
+        return max(self.due, self.rests_until)
+
+    def came_back(self, now: float) -> None:
+        """Somebody whose turn it was found no room: it pays to ask less often."""
+        if now >= self.rests_until:
+            self.rest = min(max(self.rest * 2, _FIRST_REST), _LAST_REST)
+            self.rests_until = now + self.rest
 
     def ahead(self, now: float) -> int:
         """How many more than there is room for should come, so that each call that ends is followed at once."""
@@ -90,6 +104,16 @@ class Parking:
         """Whether somebody is known to wait in any line."""
         return bool(self._lines)
 
+    def settled(self, claim: Claim, scope: str | None) -> None:
+        """A claim has ended, parked where ``scope`` is named."""
+        if scope is not None:
+            self.heard(scope)
+        if claim.turn is not None and (line := self._lines.get(claim.turn)) is not None:
+            if scope == claim.turn:
+                line.came_back(time.monotonic())
+            else:
+                line.rest = 0.0
+
     def freed(self) -> None:
         """A call has ended, which may make room in any line."""
         now = time.monotonic()
@@ -98,7 +122,7 @@ class Parking:
 
     def pause(self) -> float | None:
         """Seconds until it pays to take again; None when nobody is known to wait."""
-        due = [line.due for scope, line in self._lines.items() if scope != SHARE]
+        due = [line.looks_at for scope, line in self._lines.items() if scope != SHARE]
         return max(min(due) - time.monotonic(), _SHORTEST) if due else None
 
     def waits(self, scope: str) -> bool:
@@ -113,7 +137,7 @@ class Parking:
             await self._look(now)
             params = {"worker_id": self._registry.instance_id(), "limit": max(1, others)}
             claims += claimed(await self._db.query("take_overdue", params), turn="")
-        due = [scope for scope, line in self._lines.items() if line.due <= now and scope != SHARE]
+        due = [scope for scope, line in self._lines.items() if line.looks_at <= now and scope != SHARE]
         for scope in sorted(due, key=lambda name: self._lines[name].due)[:_MOST_ASKED]:
             left = free - len(claims)
             if left <= 0:

@@ -11,7 +11,10 @@ from psycopg.rows import namedtuple_row
 from system import answered, messages, put, sql, started
 
 from pgnexus.db.database import Database
+from pgnexus.flow.registry import Registry
 from pgnexus.messages import REQUEST_QUEUES
+from pgnexus.nexus import parking as parking_module
+from pgnexus.nexus.parking import Parking
 
 QUESTION = [{"role": "user", "content": "Hello"}]
 
@@ -263,6 +266,37 @@ async def test_scopes_are_found_without_the_flights(db):
 
     assert await scopes("") == ["agent:a", "agent:b", "openai", "share"]
     assert await scopes("agent:b", 1) == ["openai"]
+
+
+class Mistaken:
+    """A gate that says there is room where there is none."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def room(self, scope: str, most: int) -> tuple[int, float]:
+        self.asked += 1
+        return most, 0.0
+
+
+async def test_a_line_whose_first_come_back_from_their_turn_rests(db, monkeypatch):
+    monkeypatch.setattr(parking_module, "_FIRST_REST", 60.0)
+    monkeypatch.setattr(parking_module, "_LAST_REST", 60.0)
+    registry = Registry(db.url, "x", heartbeat_interval=1, lease=1, connect_timeout=1)
+    worker, room = registry.instance_id(), Mistaken()
+    parking = Parking(db, registry, room, interval=60)
+    await park(db, worker, *await taken(db, worker, "a", "b"))
+    parking.heard("openai")
+    [first, second] = await parking.take(10, 10)
+    assert (first.turn, room.asked) == ("openai", 1)
+    parking.heard("openai")
+    await park(db, worker, first.run_id)
+    parking.settled(first, "openai")
+    parking.freed()
+    assert await parking.take(10, 10) == []
+    assert room.asked == 1
+    parking.settled(second, None)  # it was let through: there is room after all, in a while
+    assert (parking.pause() or 0) > 1
 
 
 CROWD = """

@@ -54,7 +54,10 @@ begin
   from unnest(p_runs, p_scopes, p_priorities, p_agents, p_steps, p_deadlines)
     as i (run_id, scope, priority, agent, step_slug, deadline)
   join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
-  where i.run_id = any (v_done);
+  where i.run_id = any (v_done)
+  on conflict (run_id) do update  -- left behind by somebody who moved the task by hand
+  set scope = excluded.scope, lane = excluded.lane, agent_id = excluded.agent_id, step_slug = excluded.step_slug,
+      parked_at = excluded.parked_at, deadline = excluded.deadline;
   perform nexus.unpark_runs(array(
     select p.run_id from nexus.parked p
     where p.run_id = any (v_done) and p.scope like 'flight:%' and not nexus.still_flies(p.scope)));
