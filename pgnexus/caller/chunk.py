@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from pgnexus.messages import LLMResult
 
+# Past the numbers of chunks that are stored late, when their answer is: what we number is none of them.
+_BEYOND = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -86,14 +89,14 @@ class Assembly:
         calls = tuple({"index": index, **call} for index, call in enumerate(result.tool_calls))
         reasoning = (result.message or {}).get("reasoning_content")
         reasoning = reasoning if isinstance(reasoning, str) else ""
-        number = max(self._last, self._after)
+        number = max(self._last, self._after) + _BEYOND
         streamed = sorted(arguments or "{}" for arguments in self._arguments.values())
         has_calls = streamed == sorted(_arguments(call) or "{}" for call in calls)
         if not knows or not whole.startswith(text) or not (has_calls or not self._arguments):
-            discard = [Chunk(number + 1, discard=True)] if self._told else []
-            return [*discard, Chunk(number + 2, whole, reasoning, calls)]
+            discard = [Chunk(number, discard=True)] if self._told else []
+            return [*discard, Chunk(number + 1, whole, reasoning, calls)]
         said = bool(text or self._reasons or self._arguments)
-        rest = Chunk(number + 1, whole[len(text) :], "" if said else reasoning, () if has_calls else calls)
+        rest = Chunk(number, whole[len(text) :], "" if said else reasoning, () if has_calls else calls)
         return [rest] if rest.text or rest.reasoning or rest.tool_calls else []
 
     def _clear(self) -> None:
