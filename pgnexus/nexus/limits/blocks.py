@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pgnexus.nexus.limits.scopes import Rule
 
-EXPIRES = 2.0  # seconds; what a frozen worker finds in its memory is not its own any more
+EXPIRES = 3.0  # seconds; what a frozen worker finds in its memory is not its own any more
 SWEEP = 1.0  # seconds; what was not touched for so long goes back
 AHEAD = 1.0  # seconds' worth of calls that a block is filled for
 
@@ -30,8 +30,8 @@ class Grant(NamedTuple):
     since: datetime | None
     ends_in: float | None
     spent: Decimal | None
-    held: Decimal | None
     most: Decimal | None
+    rest: Decimal
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +62,7 @@ class Block:
     short_until: float = float("-inf")
     most: Decimal | None = None  # of a budget: what might be had beyond `left`, as last heard
     spent: Decimal = _ZERO
-    held: Decimal = _ZERO
+    plenty: bool = False  # nobody misses what lies idle here
     heard: int = 0  # the last round in which there was an answer, or a fault
     lost: tuple[int, Decimal] | None = None  # a lease of which no answer came, and what it gave back
     past: bool = False  # nothing is taken from it any more; what comes back to it goes back
@@ -113,9 +113,9 @@ class Block:
             return
         if now - self.swept_at < SWEEP:
             return
-        kept = _ZERO if not self.used or self.rule.family == "slots" else self.pace * Decimal(AHEAD)
-        spare = min(self.low, self.left) - kept
-        if spare > 0:
+        in_use = self.used and self.rule.family != "slots"
+        spare = min(self.low, self.left) - (self.pace * Decimal(AHEAD) if in_use else _ZERO)
+        if spare > 0 and not (self.used and self.plenty):
             self.surplus += spare
             self.left -= spare
         self.swept_at, self.used, self.low, self.promised = now, False, self.left, _ZERO
@@ -179,9 +179,8 @@ class Block:
         self.expires = min(now + EXPIRES, self.ends)
         self.retry_at = now + grant.next_in
         self.short_until = self.retry_at + SWEEP if grant.granted < waited else float("-inf")
-        if grant.most is not None:
-            self.most = grant.most - grant.granted
-        self.spent, self.held = grant.spent or _ZERO, grant.held or _ZERO
+        self.plenty = self.left * 8 <= grant.rest
+        self.most, self.spent = grant.most, grant.spent or _ZERO
         self.need = _ZERO
         self.lost = None
 

@@ -240,9 +240,10 @@ def _without_price(rule: Rule, ask: Ask) -> OverBudget:
 
 def _spent(block: Block, waiter: Waiter) -> OverBudget:
     need = next(need for rule, need in waiter.takings if rule.key == block.rule.key)
+    held = max(block.rule.amount - block.spent - block.left - (block.most or Decimal(0)), Decimal(0))
     return OverBudget(
         block.rule.scope,
-        f"{block.rule.scope} has {block.rule}: {_plain(block.spent)} is spent, {_plain(block.held)} is set aside "
+        f"{block.rule.scope} has {block.rule}: {_plain(block.spent)} is spent, {_plain(held)} is set aside "
         f"for calls under way, and this call may take {_plain(need)}",
     )
 

@@ -62,7 +62,7 @@ $$;
 -- One row for each, by its number; none at all for an instance that counts for dead.
 create function nexus.lease(p_instance uuid, p_serial bigint, p_wants jsonb)
 returns table (n bigint, granted numeric, cap numeric, next_in double precision, period date, since timestamptz,
-               ends_in double precision, spent numeric, held numeric, most numeric)
+               ends_in double precision, spent numeric, most numeric, rest numeric)
 language plpgsql set search_path = pg_catalog, nexus as $$
 #variable_conflict use_column
 declare
@@ -81,7 +81,7 @@ begin
   loop
     if v_want.family = 'rate' then
       return query select v_want.n, r.granted, null::numeric, r.next_in, null::date, null::timestamptz,
-                          null::double precision, null::numeric, null::numeric, null::numeric
+                          null::double precision, null::numeric, null::numeric, r.rest
                    from nexus.lease_rate(v_want.item, cardinality(v_live)) r;
     else
       perform pg_advisory_xact_lock(v_want.lock);
@@ -92,9 +92,19 @@ begin
 end
 $$;
 
+-- How much of the rest a worker that wants something may take ahead of its calls: what it asks for, or a sixteenth of its part
+-- where there is plenty, and never more than half of its part, so that nobody hoards what is scarce.
+create function nexus.ahead(p_want jsonb, p_rest numeric, p_live int) returns numeric
+language sql immutable set search_path = pg_catalog, nexus as $$
+  select case when p_rest <= 0 or (p_want ->> 'want')::numeric = 0 then 0
+              else least(greatest((p_want ->> 'want')::numeric - (p_want ->> 'waiting')::numeric, p_rest / (16 * p_live)),
+                         p_rest / (2 * p_live)) end
+$$;
+
 -- A token bucket: it holds a tenth of the minute's amount, one at least, and fills all the time. A call that needs more
 -- tokens than there are passes as soon as there are any: the rest is owed, so that no flood of small calls keeps it out.
-create function nexus.lease_rate(p_want jsonb, p_live int, out granted numeric, out next_in double precision)
+create function nexus.lease_rate(
+  p_want jsonb, p_live int, out granted numeric, out next_in double precision, out rest numeric)
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_scope text := p_want ->> 'scope';
@@ -121,13 +131,13 @@ begin
   granted := 0;
   if v_level >= v_need or (v_level > 0 and not v_whole) then
     granted := v_need + greatest(least(v_waiting, v_level) - v_need, 0);
-    granted := granted + least(greatest((p_want ->> 'want')::numeric - v_waiting, 0),
-                               greatest(v_level - granted, 0) / (2 * p_live));
+    granted := granted + nexus.ahead(p_want, v_level - granted, p_live);
     if v_whole then
       granted := floor(granted);
     end if;
   end if;
   v_level := v_level - granted;
+  rest := v_level;
   next_in := case when granted >= v_waiting then 0
                   else greatest(0.02 * p_live, (v_whole::int - v_level) / v_per_second) end;
   update nexus.buckets b set level = round(v_level, 6), refilled_at = v_now where b.scope = v_scope and b.kind = v_kind;
@@ -159,7 +169,7 @@ $$;
 create function nexus.lease_share(
   p_want jsonb, p_instance uuid, p_serial bigint, p_live uuid[],
   out granted numeric, out cap numeric, out next_in double precision, out period date, out since timestamptz,
-  out ends_in double precision, out spent numeric, out held numeric, out most numeric)
+  out ends_in double precision, out spent numeric, out most numeric, out rest numeric)
 language plpgsql set search_path = pg_catalog, nexus as $$
 #variable_conflict use_column
 declare
@@ -179,10 +189,10 @@ begin
       waiting_since = case when h.waiting > 0 and h.told_at > v_now - interval '3 s' then h.waiting_since else v_now end
   returning h.since, h.waiting_since into v_since, v_waiting_since;
   if p_want ->> 'family' = 'slots' then
-    select s.granted, s.cap, s.next_in into granted, cap, next_in
+    select s.granted, s.cap, s.next_in, s.rest into granted, cap, next_in, rest
     from nexus.share_slots(p_want, p_instance, p_live, v_waiting_since) s;
   else
-    select s.granted, s.next_in, s.spent, s.held, s.most into granted, next_in, spent, held, most
+    select s.granted, s.next_in, s.spent, s.most, s.rest into granted, next_in, spent, most, rest
     from nexus.share_budget(p_want, p_instance, v_period, cardinality(p_live)) s;
     ends_in := extract(epoch from (v_period + case when v_kind like '%\_per\_day' then interval '1 day' else interval '1 month' end)
                                   - v_now at time zone 'UTC');
@@ -202,7 +212,7 @@ $$;
 -- waits longest is next. cap says how many a worker should hold on to, because others wait.
 create function nexus.share_slots(
   p_want jsonb, p_instance uuid, p_live uuid[], p_waiting_since timestamptz,
-  out granted numeric, out cap numeric, out next_in double precision)
+  out granted numeric, out cap numeric, out next_in double precision, out rest numeric)
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_amount numeric := (p_want ->> 'amount')::numeric;
@@ -228,22 +238,23 @@ begin
   into v_fair, v_room, v_short
   from shares s cross join fair f group by f.part;
   granted := least(v_waiting, greatest(v_room, 0));
-  granted := floor(granted + least(greatest((p_want ->> 'want')::numeric - v_waiting, 0),
-                                   greatest(v_room - granted, 0) / (2 * cardinality(p_live))));
+  granted := floor(granted + nexus.ahead(p_want, v_room - granted, cardinality(p_live)));
+  rest := v_room - granted;
   cap := case when v_short > 0 then v_fair end;
   next_in := case when granted >= v_waiting then 0 else least(greatest(0.02 * cardinality(p_live), 0.1), 1) end;
 end
 $$;
 
 -- A budget. Room is what is neither spent nor held by anybody; most is the same with all that lies idle in the blocks of
--- others, which is what one can wait for.
+-- others, which is what one can wait for; both after the grant.
 create function nexus.share_budget(
   p_want jsonb, p_instance uuid, p_period date, p_live int,
-  out granted numeric, out next_in double precision, out spent numeric, out held numeric, out most numeric)
+  out granted numeric, out next_in double precision, out spent numeric, out most numeric, out rest numeric)
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_need numeric := (p_want ->> 'need')::numeric;
   v_waiting numeric := (p_want ->> 'waiting')::numeric;
+  v_held numeric;
   v_room numeric;
   v_idle numeric;
 begin
@@ -255,16 +266,17 @@ begin
   select coalesce(sum(h.amount), 0), coalesce(sum(least(h.idle, h.amount)) filter (where h.instance_id <> p_instance), 0),
          (select coalesce(sum(c.spent), 0) from nexus.charged c
           where c.scope = p_want ->> 'scope' and c.kind = p_want ->> 'kind' and c.period = p_period)
-  into held, v_idle, spent
+  into v_held, v_idle, spent
   from held h;
-  v_room := (p_want ->> 'amount')::numeric - spent - held;
+  v_room := (p_want ->> 'amount')::numeric - spent - v_held;
   granted := 0;
   if v_room >= v_need then
     granted := v_need + greatest(least(v_waiting, v_room) - v_need, 0);
-    granted := granted + least(greatest((p_want ->> 'want')::numeric - v_waiting, 0), (v_room - granted) / (2 * p_live));
+    granted := granted + nexus.ahead(p_want, v_room - granted, p_live);
     granted := greatest(trunc(granted, 12), v_need);
   end if;
-  most := v_room + v_idle;
+  most := v_room + v_idle - granted;
+  rest := v_room - granted;
   next_in := case when granted >= v_waiting then 0 else 0.25 end;
 end
 $$;
