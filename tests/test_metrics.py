@@ -99,6 +99,20 @@ class TestCounted:
         [(name, fallbacks)] = [one for one in found.items() if "fallbacks" in one[0]]
         assert (fallbacks, "provider=groq" in name) == (1, True)
 
+    async def test_an_answer_that_was_given_before_is_no_call(self, database_url, llmock):
+        llmock.reply("Paris.")
+        async with running(database_url, llmock.base_url()) as llm:
+            await llm.call("simple", "Hello", cache=60)
+            before = samples(registry())
+            result = await llm.call("simple", "Hello", cache=60)
+            found = await told(before, "pgnexus_requests_settled_total{status=success}")
+        assert result.cached
+        assert found == {
+            "pgnexus_requests_taken_total{lane=ai_requests}": 1,
+            "pgnexus_requests_settled_total{status=success}": 1,
+            "pgnexus_saved_calls_total{how=cached}": 1,
+        }
+
     def test_a_model_that_callers_make_up_is_no_label_until_it_answers(self):
         for name, outcome in (("made-up-1", "model_not_found"), ("made-up-2", "success")):
             with provider_call("openai", name) as call:

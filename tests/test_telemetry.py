@@ -140,6 +140,17 @@ class TestOneTrace:
         assert parent(process) == identity(send)
         assert wait.attributes["pgnexus.status"] == "success"
 
+    async def test_of_an_answer_that_was_given_before(self, spans, database_url, llmock):
+        llmock.reply("Paris.")
+        async with running(database_url, **two_vendors(llmock)) as llm:
+            await llm.call("simple", "Hello", cache=60)
+            spans.exporter.clear()
+            assert (await llm.call("simple", "Hello", cache=60)).cached
+            process = await spans.one("process ai_requests")
+        [call] = spans.named("call simple")
+        assert call.attributes["pgnexus.cached"] is process.attributes["pgnexus.cached"] is True
+        assert len(spans.all()) == 3  # no call of its own
+
     async def test_of_a_stream(self, spans, database_url, llmock):
         llmock.reply("Paris, as it has been for long.")
         async with running(database_url, **two_vendors(llmock)) as llm:

@@ -133,8 +133,9 @@ def _foot(view: View, *, wraps: bool) -> list[Text]:
     for one in view.calls:
         for outcome, calls in one.failures.items():
             failures[f"{one.provider} {outcome}"] += calls
+    parked = sorted(view.parked, key=lambda one: -one.requests)
     named: dict[str, list[_Part]] = {
-        "parked": [(f"{one.scope} {one.requests:,}", "") for one in view.parked],
+        "parked": [(f"{one.scope} {one.requests:,}", "") for one in parked],
         "failed": [(f"{name} {calls:,}", "warn") for name, calls in failures.most_common()],
         "open": [
             (
