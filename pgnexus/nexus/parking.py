@@ -43,6 +43,7 @@ class Line:
     since: float = field(default_factory=time.monotonic)
     pace: float = 0.0  # taken in a second, of late
     rests_until: float = float("-inf")
+    urgent: bool = True  # some of it may be interactive
     rest: float = 0.0  # seconds; grows while those whose turn it was come back
 
     @property
@@ -92,12 +93,13 @@ class Parking:
         self._look_after = ""
         self._rescue_at = time.monotonic() + _STRANDED / 2
 
-    def heard(self, scope: str) -> None:
-        """Somebody was parked there."""
+    def heard(self, scope: str, *, urgent: bool = True) -> None:
+        """Somebody was parked there, ``urgent`` if it may be an interactive request."""
         if scope == "":  # the listener is back, and may have missed something
             self._look_at = time.monotonic()
         elif not scope.startswith("flight:"):  # whoever ends a flight sends its followers on
-            self._lines.setdefault(scope, Line(time.monotonic()))
+            line = self._lines.setdefault(scope, Line(time.monotonic(), urgent=urgent))
+            line.urgent |= urgent
 
     @property
     def waiting(self) -> bool:
@@ -107,7 +109,7 @@ class Parking:
     def settled(self, claim: Claim, scope: str | None) -> None:
         """A claim has ended, parked where ``scope`` is named."""
         if scope is not None:
-            self.heard(scope)
+            self.heard(scope, urgent=claim.told("priority") == "interactive")
         if claim.turn is not None and (line := self._lines.get(claim.turn)) is not None:
             if scope == claim.turn:
                 line.came_back(time.monotonic())
@@ -139,16 +141,17 @@ class Parking:
             claims += claimed(await self._db.query("take_overdue", params), turn="")
         due = [scope for scope, line in self._lines.items() if line.looks_at <= now and scope != SHARE]
         for scope in sorted(due, key=lambda name: self._lines[name].due)[:_MOST_ASKED]:
+            line, ordinary = self._lines[scope], max(0, others - _ordinary(claims))
             left = free - len(claims)
+            if not line.urgent:
+                left = min(left, ordinary)  # what is promised and not used is kept from others
             if left <= 0:
-                break
+                continue
             most, wait = (left, 0.0) if self._room is None else await self._room.room(scope, left)
-            line = self._lines[scope]
             line.due = time.monotonic() + max(wait, _SHORTEST)
             if most > 0:
                 most = min(most + line.ahead(now), left)
-                mine = await self.take_from(scope, most, max(0, others - _ordinary(claims)))
-                claims += mine
+                claims += await self.take_from(scope, most, ordinary)
         return claims
 
     async def take_from(self, scope: str, limit: int, others: int) -> list[Claim]:
@@ -165,6 +168,8 @@ class Parking:
         if rows:
             line.after = rows[-1].agent_id
             line.taken += len(rows)
+        if len(rows) < limit:
+            line.urgent = False
         if len(rows) < min(limit, others):
             del self._lines[scope]
         return claimed(rows, scope)
@@ -172,10 +177,10 @@ class Parking:
     async def _look(self, now: float) -> None:
         self._look_at = now + self._interval
         params = {"after": self._look_after, "limit": _MOST_LINES}
-        scopes = [row.scope for row in await self._db.query("parked_scopes", params)]
-        self._look_after = scopes[-1] if len(scopes) == _MOST_LINES else ""
-        for scope in scopes:
-            self.heard(scope)
+        rows = await self._db.query("parked_scopes", params)
+        self._look_after = rows[-1].scope if len(rows) == _MOST_LINES else ""
+        for row in rows:
+            self.heard(row.scope, urgent=row.urgent)
         if now >= self._rescue_at:
             self._rescue_at = now + _STRANDED / 2
             [row] = await self._db.query("unpark_stranded", {"age": _STRANDED, "limit": _MOST_STRANDED})
