@@ -1,73 +1,114 @@
 """Nexus side, under any-llm: the HTTP client that its SDKs are given. Imported with any-llm, not before.
 
-The SDKs read an answer of any size and keep to themselves whether it was whole. So each body is measured and
-kept on its way in.
+It looks like httpx' and is aiohttp's: httpx goes through all its connections whenever one is taken or given
+back, and a thousand calls at once spend their time on that. Each answer is measured and kept on its way in: the SDKs
+read one of any size, and keep to themselves whether it was whole.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator
+from functools import lru_cache
 
+import aiohttp
 import httpx
+from multidict import CIMultiDict
+from yarl import URL
 
 from pgnexus.errors import AnswerTooLong, BadAnswer
 from pgnexus.providers.anyllm_exchange import CURRENT, Exchange
+from pgnexus.providers.http import proxy_for
 
 _CONNECT_TIMEOUT = 10.0
 _KEEPALIVE = 30.0
+_LARGE_BODY = 512 * 1024  # aiohttp writes larger bytes in one go, which would hold up the event loop
+_OURS = frozenset(("accept-encoding", "connection", "content-length", "host", "transfer-encoding"))
+# The body is unpacked on its way in, and a vendor's cookies are nobody's business.
+_DROPPED = frozenset(("content-encoding", "content-length", "set-cookie", "transfer-encoding"))
+_proxy = lru_cache(maxsize=256)(proxy_for)  # by origin, of which there are few
 
 
 def open_client() -> httpx.AsyncClient:
-    """A client without limits of its own: how many calls run at once is the caller's business."""
-    return httpx.AsyncClient(
-        limits=httpx.Limits(
-            max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE
-        ),
-        timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
-        event_hooks={"request": [_request], "response": [_response]},
-    )
+    """A client for an SDK, without limits of its own: how many calls run at once is the caller's business."""
+    return httpx.AsyncClient(transport=_Transport(), timeout=None)
 
 
-async def _request(request: httpx.Request) -> None:
-    """Count it, and let a connection that nobody answers fail sooner than the call."""
-    timeout = request.extensions.get("timeout") or {}
-    asked = timeout.get("connect")
-    connect = _CONNECT_TIMEOUT if asked is None else min(asked, _CONNECT_TIMEOUT)
-    request.extensions = {**request.extensions, "timeout": {**timeout, "connect": connect}}
-    request.headers["Accept-Encoding"] = "identity"  # or a small body could unpack to one of any size
-    if (exchange := CURRENT.get()) is not None:
+class _Transport(httpx.AsyncBaseTransport):
+    """Belongs to one event loop, in which its first request is made."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=60),
+                # Each call has a clock of its own; this one is for connections that nobody answers.
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    async def aclose(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        exchange = CURRENT.get() or Exchange(request.url.host, 2**31)
         exchange.sent += 1
         exchange.status = None
         exchange.body.clear()
-
-
-async def _response(response: httpx.Response) -> None:
-    if (exchange := CURRENT.get()) is not None and isinstance(response.stream, httpx.AsyncByteStream):
-        exchange.status, exchange.headers = response.status_code, response.headers
-        response.stream = _Measured(response.stream, exchange)
+        data = await request.aread()
+        headers = CIMultiDict(
+            (name, value) for name, value in request.headers.multi_items() if name not in _OURS
+        )
+        try:
+            answer = await self._opened().request(
+                request.method,
+                URL(str(request.url), encoded=True),
+                headers=headers,
+                data=data if len(data) < _LARGE_BODY else io.BytesIO(data),
+                proxy=_proxy(f"{request.url.scheme}://{request.url.host}"),
+                allow_redirects=False,
+            )
+        # The causes are left out on purpose: what aiohttp says may hold headers, and with them the key.
+        except aiohttp.ServerTimeoutError:
+            raise httpx.ConnectTimeout(f"no connection to {request.url.host} in time") from None
+        except aiohttp.ClientConnectorError as error:
+            raise httpx.ConnectError(str(error)) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise httpx.ReadError(f"{type(error).__name__}: {error}") from None
+        exchange.status, exchange.headers = answer.status, answer.headers
+        told = [(name, value) for name, value in answer.headers.items() if name.lower() not in _DROPPED]
+        return httpx.Response(answer.status, headers=told, stream=_Measured(answer, exchange))
 
 
 class _Measured(httpx.AsyncByteStream):
     """A body that is counted, and that says so when it ends too early."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, exchange: Exchange) -> None:
-        self._stream = stream
+    def __init__(self, answer: aiohttp.ClientResponse, exchange: Exchange) -> None:
+        self._answer = answer
         self._exchange = exchange
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         exchange = self._exchange
+        while piece := await self._piece():
+            exchange.body += piece
+            if len(exchange.body) > exchange.limit:
+                raise AnswerTooLong(
+                    f"{exchange.where}: an answer of more than {exchange.limit} bytes (max_message_bytes)"
+                )
+            yield piece
+
+    async def _piece(self) -> bytes:
         try:
-            async for piece in self._stream:
-                exchange.body += piece
-                if len(exchange.body) > exchange.limit:
-                    raise AnswerTooLong(
-                        f"{exchange.where}: an answer of more than {exchange.limit} bytes (max_message_bytes)"
-                    )
-                yield piece
-        except httpx.TimeoutException:
-            raise
-        except httpx.TransportError as error:
-            raise BadAnswer(f"{exchange.where}: the answer was cut short ({type(error).__name__})") from None
+            return await self._answer.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise BadAnswer(
+                f"{self._exchange.where}: the answer was cut short ({type(error).__name__})"
+            ) from None
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        self._answer.close()

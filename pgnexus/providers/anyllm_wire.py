@@ -38,7 +38,7 @@ class AnyLLMWire:
         self._key = key
         self._max_bytes = max_bytes
         self._client: Client | None = None
-        self._opening = asyncio.Lock()
+        self._opening, self._turn = asyncio.Lock(), asyncio.Lock()
 
     @property
     def name(self) -> str:
@@ -76,6 +76,8 @@ class AnyLLMWire:
         client = await self._guarded(self._open(), exchange)
         if isinstance(client, ProviderError):
             return client
+        async with self._turn:  # the SDKs translate for milliseconds without a pause: let others in between
+            await asyncio.sleep(0)
         keywords = parameters | client.keywords(timeout + _SLACK, stream=on_delta is not None)
         answer = await self._guarded(client.complete(**keywords), exchange)
         if isinstance(answer, ProviderError):
@@ -117,8 +119,11 @@ class AnyLLMWire:
             return translated(error, exchange, where=exchange.where, key=self._key)
 
     async def _open(self) -> Client:
+        loop = asyncio.get_running_loop()
+        client = self._client
+        if client is not None and client.loop is loop:
+            return client
         async with self._opening:
-            loop = asyncio.get_running_loop()
             if self._client is None or self._client.loop is not loop:
                 self._client = await asyncio.to_thread(self._build, loop)
             return self._client
