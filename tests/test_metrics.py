@@ -269,6 +269,7 @@ class TestServed:
         async with MetricsServer("127.0.0.1", 0, database_url, lease=60) as server:
             text = await asyncio.to_thread(fetch, server.url)
         assert parsed(text)["pgnexus_database_up", ()] == 1
+        assert parsed(text)["process_resident_memory_bytes", ()] > 0
         assert "# TYPE pgnexus_provider_call_duration_seconds histogram" in text
 
     async def test_a_port_that_is_taken(self, database_url):

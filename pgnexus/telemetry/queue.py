@@ -45,10 +45,10 @@ def process_attributes(run_id: UUID, attempt: int, lane: str, message: Mapping[s
 
 
 def asked_attributes(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What a request says of itself, but for its messages; only texts, for a foreign one may have anything there."""
+    """What a request says of itself, but for its messages; short texts, for a foreign one may have anything there."""
     names = {
         "complexity": "pgnexus.complexity",
         "task_type": "pgnexus.task_type",
         "agent_id": "gen_ai.agent.id",
     }
-    return {name: value for key, name in names.items() if isinstance(value := asked.get(key), str)}
+    return {name: value[:200] for key, name in names.items() if isinstance(value := asked.get(key), str)}

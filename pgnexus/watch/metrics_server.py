@@ -21,8 +21,9 @@ class MetricsServer:
 
     async def __aenter__(self) -> Self:
         found = registry()  # says which extra is missing
-        from prometheus_client import start_http_server  # noqa: PLC0415 - an optional extra
+        from prometheus_client import ProcessCollector, start_http_server  # noqa: PLC0415 - an optional extra
 
+        ProcessCollector(registry=found)
         found.register(self._database)
         try:
             self._server, self._thread = start_http_server(self._port, self._host, found)
