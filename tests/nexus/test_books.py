@@ -196,7 +196,7 @@ async def test_a_worker_that_was_only_frozen_replaces_the_unknown_and_corrects_t
         assert await settle(db, frozen, late) == []
     assert [row.outcome for row in await attempts(db, request_id)] == ["success", "success"]
     assert await spent(db) == Decimal("0.02")
-    assert await amend(db) == 1
+    assert await amend(db) == 3  # when it was buried, and when it settled, twice
     row = await stored(db, request_id)
     assert (row.status, row.cost, row.attempts, row.total_tokens) == ("success", Decimal("0.03"), 2, 24)
     assert "estimated" not in row.output

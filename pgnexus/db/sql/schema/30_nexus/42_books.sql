@@ -125,32 +125,29 @@ language sql set search_path = pg_catalog, nexus as $$
 $$;
 
 -- Give the stored results of requests that have ended the sum of all their calls, where calls came late; a request that
--- has not ended will be told with them when it does. Returns how many were looked at.
+-- has not ended will be told with them when it does. What somebody else holds is left for the next time, so that this waits
+-- for nobody; what never arrives where results are stored is let go after a day. Returns how many were looked at.
 create function nexus.amend_results(p_limit int) returns int
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
-  v_request_id uuid;
+  v_late record;
   v_ended boolean;
   v_known boolean;
-  v_done uuid[] := '{}';
-  v_count int := 0;
+  v_done tid[] := '{}';
 begin
-  for v_request_id in
-    select distinct l.request_id from (
-      select k.request_id from nexus.late_calls k order by k.noted_at limit p_limit for update skip locked) l
-    order by 1
+  for v_late in
+    select l.request_id, array_agg(l.ctid) as rows, min(l.noted_at) < clock_timestamp() - interval '1 day' as old
+    from (select k.request_id, k.noted_at, k.ctid from nexus.late_calls k order by k.noted_at limit p_limit
+          for update skip locked) l
+    group by 1 order by 1
   loop
-    -- a run that somebody is just ending is left for the next time
-    select r.status <> 'started' into v_ended from pgflow.runs r where r.run_id = v_request_id for share skip locked;
-    v_known := found or not exists (select from pgflow.runs r where r.run_id = v_request_id);
-    if v_known and (not coalesce(v_ended, true) or nexus_api.amend_result(v_request_id)) then
-      v_done := v_done || v_request_id;
-      v_count := v_count + 1;
+    select r.status <> 'started' into v_ended from pgflow.runs r where r.run_id = v_late.request_id for share skip locked;
+    v_known := found or not exists (select from pgflow.runs r where r.run_id = v_late.request_id);
+    if v_late.old or v_known and (not coalesce(v_ended, true) or nexus_api.amend_result(v_late.request_id)) then
+      v_done := v_done || v_late.rows;
     end if;
   end loop;
-  delete from nexus.late_calls k where k.request_id = any (v_done);
-  -- results that never arrived where they are stored
-  delete from nexus.late_calls k where k.noted_at < clock_timestamp() - interval '1 day';
-  return v_count;
+  delete from nexus.late_calls k where k.ctid = any (v_done);
+  return cardinality(v_done);
 end
 $$;

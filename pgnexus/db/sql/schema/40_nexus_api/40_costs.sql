@@ -1,18 +1,13 @@
 -- What provider calls cost: for the caller's side to ask, and for its stored results to be told late.
 
 -- Give a request's stored result the sum of all its calls. True when that is done, or when there is no such row; false while
--- the row has no end yet.
+-- the row has no end yet, or somebody else is at it: it waits for nobody.
 create function nexus_api.amend_result(p_request_id uuid) returns boolean
 language plpgsql security definer set search_path = pg_catalog, nexus_api as $$
-declare
-  v_finished_at timestamptz;
 begin
-  select j.finished_at into v_finished_at from pgnexus.job_results j where j.request_id = p_request_id for update;
+  perform from pgnexus.job_results j where j.request_id = p_request_id and j.finished_at is not null for update skip locked;
   if not found then
-    return true;
-  end if;
-  if v_finished_at is null then
-    return false;
+    return not exists (select from pgnexus.job_results j where j.request_id = p_request_id);
   end if;
   update pgnexus.job_results j
   set prompt_tokens = s.prompt_tokens, completion_tokens = s.completion_tokens,
