@@ -122,30 +122,33 @@ async def _print_stream(
     output: Output, stream: ResultStream, interrupt: Interrupt, working: Callable[[str], None]
 ) -> int:
     """Print an answer while it comes; the exit code."""
+    line_is_open = False
 
-    async def printed() -> LLMResult:
-        begun = False
+    async def read() -> LLMResult:
+        nonlocal line_is_open
         async for chunk in stream:
             working("")
             if output.json:
                 output.document({"request_id": str(stream.request_id), **asdict(chunk)})
             elif chunk.discard:
                 output.piece("\n")
+                line_is_open = False
                 output.say("[warn]the answer broke off; it begins anew[/warn]")
             elif chunk.text:
                 output.piece(chunk.text)
-            begun = True
-        working("")
-        if begun and not output.json:
-            output.piece("\n")
+                line_is_open = True
         return await stream.result()
 
     try:
-        found = await interrupt.unless(printed())
+        found = await interrupt.unless(read())
     except RequestError as error:
         if output.json and error.result is not None:
             output.document(error.result.model_dump(mode="json"))
         raise
+    finally:
+        working("")
+        if line_is_open:
+            output.piece("\n")
     if found is None:
         return _left(output, stream.request_id)
     print_result(output, found, text=False)

@@ -170,6 +170,19 @@ class TestStream:
         assert "".join(chunk["text"] for chunk in chunks) == result["response"] == "Yes, really."
         assert {chunk["request_id"] for chunk in chunks} == {result["request_id"]}
 
+    def test_ctrl_c_ends_the_reading_and_not_the_request(self, run, start, llmock):
+        up = start("up")
+        up.wait_for("ready")
+        llmock.reply("One two three four five six.").pace(500)
+        asking = start("ask", "--stream", "hello", "--agent-id", "patient")
+        wait_until_asked(run)
+        asking.send(signal.SIGINT)
+        assert asking.end().code == 130
+        told = asking.wait_for("pgnexus result").split()
+        ended = run(*told[told.index("result") :], "--json")
+        assert ended.document["response"] == "One two three four five six."
+        assert len(llmock.requests) == 1
+
     def test_a_failure_is_the_same_as_without(self, run, llmock):
         llmock.fail(400, message="no such thing")
         ended = run("ask", "--stream", "hello")
