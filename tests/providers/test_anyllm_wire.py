@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from provider_server import KEY
-from vendor_wires import served
+from vendor_wires import WAYS, served, whole
 
 from pgnexus.errors import (
     AnswerTooLong,
@@ -121,6 +123,22 @@ class TestOneRequestACall:
             with pytest.raises(ProviderUnavailable):
                 await anyllm(name, root).complete(ask(), "m", timeout=20)
         assert calls == 1
+
+
+class TestManyAtOnce:
+    @pytest.mark.parametrize("way", [way for way in WAYS if way.wire == "any-llm"], ids=str)
+    async def test_each_gets_its_own_answer(self, ask, way):
+        async def echo(request: web.Request) -> web.Response:
+            number = re.search(r"number \d+\.", await request.text())
+            assert number is not None
+            return web.json_response(whole(way, number[0]))
+
+        async with served(echo) as root:
+            provider = way.provider(root)
+            asked = (provider.complete(ask(f"number {n}."), way.model, timeout=60) for n in range(100))
+            got = await asyncio.gather(*asked)
+            await provider.close()
+        assert [one.text for one in got] == [f"number {n}." for n in range(100)]
 
 
 class TestCohere:

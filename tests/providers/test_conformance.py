@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from pgnexus.errors import (
     AnswerTooLong,
     AuthenticationFailed,
     BadAnswer,
+    BudgetSpent,
     ContentFiltered,
     ContextTooLong,
+    InternalFailure,
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
@@ -27,7 +30,9 @@ from pgnexus.errors import (
 )
 from pgnexus.messages import LLMRequest, Usage
 from pgnexus.providers import Completion, Provider
+from pgnexus.providers.catalogue import catalogue
 from pgnexus.providers.provider import Delta
+from pgnexus.settings import Settings
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 SCHEMA = {
@@ -410,9 +415,25 @@ class TestStreams:
             await complete(make(llmock.url), way, ask, on_delta=broken)
 
 
-def test_the_table_in_the_docs_is_this_one():
-    page = (Path(__file__).parents[2] / "docs" / "providers.md").read_text(encoding="utf-8")
-    names = [way.name for way in WAYS]
-    rows = [[what, *(gaps.get(name, "yes") for name in names)] for what, gaps in CANNOT.items()]
-    lines = [f"| | {' | '.join(names)} |", *(f"| {' | '.join(row)} |" for row in rows)]
-    assert [line for line in lines if line not in page] == []
+class TestTheDocs:
+    PAGE = (Path(__file__).parents[2] / "docs" / "providers.md").read_text(encoding="utf-8")
+
+    def test_what_a_wire_cannot_do_is_our_table(self):
+        names = [way.name for way in WAYS]
+        rows = [[what, *(gaps.get(name, "yes") for name in names)] for what, gaps in CANNOT.items()]
+        lines = [f"| | {' | '.join(names)} |", *(f"| {' | '.join(row)} |" for row in rows)]
+        assert [line for line in lines if line not in self.PAGE] == []
+
+    def test_every_vendor_is_told_of(self):
+        for name, vendor in catalogue(Settings()).items():
+            if vendor.any_llm is not None:
+                how = "without the extra | with the extra" if vendor.base_url else "no | yes"
+                assert f"| `{name}` | {how} |" in self.PAGE
+            else:
+                assert f"| `{name}` |" not in self.PAGE
+
+    def test_every_error_of_a_vendor_is_told_of(self):
+        ours = (BudgetSpent, InternalFailure)  # nobody was asked
+        kinds = {ProviderError, *ProviderError.__subclasses__()} - set(ours)
+        told = dict(re.findall(r"^\|[^|]+\| `(\w+)` \| `(\w+)` \|", self.PAGE, re.MULTILINE))
+        assert told == {kind.__name__: kind.type for kind in kinds}
