@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -291,3 +292,31 @@ async def test_what_is_left_goes_back_at_the_end(side: Database) -> None:
     rate, at_once = await standing(side, "openai", RATE), await standing(side, "openai", AT_ONCE)
     assert rate.level >= 580
     assert at_once.held == 0
+
+
+async def test_an_idle_worker_holds_nothing_and_is_silent(
+    side: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "limits": {"openai": {RATE: 60_000, AT_ONCE: 500}},
+        "budgets": {"agent:x": {"usd_per_day": 1000}},
+    }
+    async with gate(side, **settings) as limited:
+        for permit in [await passed(limited, agent="x") for _ in range(50)]:
+            permit.cancel()
+        await until(lambda: _all_is_back(side))
+        query, asked = side.query, []
+
+        async def counted(name: str, params: Any = None) -> list[Any]:
+            asked.append(name)
+            return await query(name, params)
+
+        monkeypatch.setattr(side, "query", counted)
+        (await passed(limited, agent="x")).cancel()
+        await until(lambda: _all_is_back(side))
+        assert 1 <= len(asked) < 10
+
+
+async def _all_is_back(db: Database) -> bool:
+    [row] = await sql(db, "select sum(leased) as leased, sum(waiting) as waiting from nexus.holdings")
+    return row.leased == 0 and row.waiting == 0

@@ -133,6 +133,8 @@ class Block:
         else:
             spare = self.pace * Decimal(AHEAD)
             self.floor = spare / 2
+        if not lacking and (not self.fresh or self.surplus > 0):
+            spare = _ZERO  # it is idle, or gives back
         ahead = max(spare - max(self.left - waiting - self.promised, _ZERO), _ZERO)
         return self.need, lacking, lacking + ahead
 
