@@ -19,13 +19,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from pgnexus import telemetry
+import pgnexus
+from pgnexus import Flow, Prompt, telemetry
 from pgnexus.errors import RequestFailed
 from pgnexus.messages import new_request_id
 from tests.provider_server import answer
-from tests.system import messages, put, running, until
+from tests.system import fast, messages, put, running, until
 
 ONE_ROUTE = {"simple": ["openai/gpt-4o", "groq/llama-3.3-70b"]}
+GIVEN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SECRET = "the moon is made of cheese"
 
 
@@ -167,11 +169,24 @@ class TestOneTrace:
 
     async def test_a_traceparent_that_is_given_is_kept(self, spans, database_url, llmock):
         llmock.reply("Paris.")
-        given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         async with running(database_url, **two_vendors(llmock)) as llm:
-            await llm.call("simple", "Hello", traceparent=given)
+            await llm.call("simple", "Hello", traceparent=GIVEN)
             process = await spans.one("process ai_requests")
         assert f"{process.context.trace_id:x}" == "af7651916cd43dd8448eb211c80319c"
+        assert parent(process) == 0xB7AD6B7169203331
+
+    async def test_of_an_llm_step_that_says_whose_it_is(self, spans, database_url, llmock):
+        llmock.reply("Paris.")
+        flow = Flow("traced")
+
+        @flow.llm
+        def answer(input: str) -> Prompt:
+            return Prompt(input, traceparent=GIVEN)
+
+        settings = fast(database_url, **two_vendors(llmock))
+        async with pgnexus.executor(flow, settings=settings, nexus=True) as executor:
+            assert await executor.execute(flow, "Hello") == "Paris."
+            process = await spans.one("process ai_requests")
         assert parent(process) == 0xB7AD6B7169203331
 
     async def test_a_retry_is_of_the_trace_of_who_asks_for_it(self, spans, database_url, llmock):
@@ -295,7 +310,8 @@ class TestWithoutAnybodyWhoWantsSpans:
 import sys
 sys.modules["opentelemetry"] = sys.modules["prometheus_client"] = None
 import pgnexus
-from pgnexus import telemetry
+import pgnexus
+from pgnexus import Flow, Prompt, telemetry
 from pgnexus.errors import InvalidSettings
 from pgnexus.telemetry.prometheus import registry
 with telemetry.call("simple", {}), telemetry.send({}), telemetry.provider_call("a", "b") as call:

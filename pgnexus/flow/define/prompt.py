@@ -70,6 +70,7 @@ class Prompt:
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
+    traceparent: str | None = None
     priority: Priority | None = None
     timeout: timedelta | float | None = None
 
