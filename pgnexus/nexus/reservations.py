@@ -134,6 +134,8 @@ class Reservations:
         reservation = Reservation(row, (request_id, attempt, number), note)
         row.calls.append(reservation)
         row.open += 1
+        if (before := self._open.get(reservation.key)) is not None:
+            self._end(before)  # given back uncounted and taken again, before word came that it is booked
         self._open[reservation.key] = reservation
         return reservation
 

@@ -157,6 +157,21 @@ async def test_a_dead_worker_s_call_is_unknown_at_what_was_reserved_and_in_the_r
     assert await sql(db, "select 1 from nexus.reservations") == []
 
 
+async def test_a_worker_that_settles_while_it_is_taken_for_dead_buries_nothing_of_that(db):
+    one = await worker(db)
+    request_id = await request(db)
+    await settle(db, one, item(await take(db, one), "retry", call(outcome="bad_answer")))
+    claim = await take(db, one)
+    await reserve(db, one, 1, noted(claim, charges=[CHARGE]))
+    await dies(db, one)
+    settled = item(claim, "success", call(cost="0.25", charges=[CHARGE | {"actual": "0.25"}]))
+    assert await settle(db, one, settled) == [request_id]
+    assert [row.outcome for row in await attempts(db, request_id)] == ["bad_answer", "success"]
+    assert await spent(db) == Decimal("0.25")
+    row = await stored(db, request_id)
+    assert (row.cost, row.attempts) == (Decimal("0.26"), 2)
+
+
 async def test_what_is_booked_or_alive_is_not_buried(db):
     one, two = await worker(db), await worker(db)
     booked, flying = await request(db), await request(db)

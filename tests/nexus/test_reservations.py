@@ -94,6 +94,17 @@ async def test_what_ends_before_it_was_stored_is_never_written(db, one):
     assert await rows(db) == [(1, 1)]
 
 
+async def test_a_call_of_the_same_number_takes_the_place_of_the_one_before(db, one):
+    [first] = open_some(one, 1)
+    await first.stored()
+    again = one.open(*first.key, GPT, ESTIMATE, ())
+    await again.stored()
+    one.booked([first.key])
+    assert one.in_flight == 0
+    await one.close()
+    assert await rows(db) == []
+
+
 async def test_closing_leaves_only_what_is_in_flight(db):
     reservations = Reservations(db, uuid4())
     first, _ = open_some(reservations, 2)

@@ -38,8 +38,9 @@ begin
 end
 $$;
 
--- The instances that are no more and have left something here.
-create function nexus.gone_instances() returns setof uuid
+-- The instances that are no more and have left calls in flight, or, with p_all, anything else. (What they have spent they
+-- may leave: it counts all the same.)
+create function nexus.gone_instances(p_all boolean) returns setof uuid
 language plpgsql stable set search_path = pg_catalog, nexus as $$
 begin
   return query
@@ -50,13 +51,11 @@ begin
     from reserving n where n.instance_id is not null
   ), known as (
     select n.instance_id from reserving n where n.instance_id is not null
-    union select h.instance_id from nexus.holdings h
-    union select c.instance_id from nexus.charged c
-    union select l.instance_id from nexus.configured_limits l
+    union select h.instance_id from nexus.holdings h where p_all
+    union select l.instance_id from nexus.configured_limits l where p_all
   )
   select k.instance_id from known k
-  where k.instance_id <> '00000000-0000-0000-0000-000000000000'
-    and not exists (select from pgflow.workers w where w.worker_id = k.instance_id and w.stopped_at is null)
+  where not exists (select from pgflow.workers w where w.worker_id = k.instance_id and w.stopped_at is null)
   order by 1;
 end
 $$;
@@ -114,14 +113,15 @@ end
 $$;
 
 -- The books of the instances that are no more, but for what they are charged, which nexus.end_burial pays after all
--- attempts of the transaction are written. Without p_wait those that somebody else is at are left to him.
+-- attempts of the transaction are written. With p_wait only of those with calls in flight, and also of those that somebody
+-- else is at; without it of all others.
 create function nexus.begin_burial(p_wait boolean) returns jsonb[]
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
   v_instance uuid;
   v_gone jsonb[] := '{}';
 begin
-  for v_instance in select * from nexus.gone_instances() loop
+  for v_instance in select * from nexus.gone_instances(not p_wait) loop
     if nexus.lock_burial(v_instance, p_wait) then
       v_gone := v_gone || (select jsonb_build_object('instance_id', v_instance, 'calls', b.calls, 'charges', to_jsonb(b.charges))
                            from nexus.book_unknown(v_instance, null) b);
