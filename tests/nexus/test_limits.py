@@ -11,9 +11,9 @@ import pytest
 
 from pgnexus.db.database import Database
 from pgnexus.nexus.limits.gate import Gate
-from pgnexus.nexus.limits.permit import UNLIMITED, OverLimit, Permit
+from pgnexus.nexus.limits.permit import UNLIMITED, OverBudget, OverLimit, Permit
 from tests.conftest import Server, database_name
-from tests.nexus.gates import ask, bury, gate, passed, refused, register, standing
+from tests.nexus.gates import ask, book, bury, gate, passed, refused, register, standing
 from tests.system import sql, until
 
 RATE = "requests_per_minute"
@@ -250,6 +250,43 @@ async def test_agents_have_rows_of_their_own_or_the_common_one(side: Database) -
         await passed(limited, agent="big")
         await refused(limited, agent="big")
         assert await limited.admit(ask(agent=None), patience=0) is UNLIMITED
+
+
+async def test_an_agents_own_limits_leave_it_the_common_budget(side: Database) -> None:
+    rows = {"limits": {"agent:big": {AT_ONCE: 2}}, "budgets": {"agent:*": {"tokens_per_day": 100}}}
+    async with gate(side, **rows) as limited:
+        assert [charge.scope for charge in (await passed(limited, agent="big", tokens=60)).charges] == [
+            "agent:big"
+        ]
+        assert isinstance(await refused(limited, agent="big", tokens=60), OverBudget)
+        await passed(limited, agent="other", tokens=60)
+
+
+async def test_what_is_long_past_is_pruned(side: Database) -> None:
+    instance = await register(side)
+    rows = {"limits": {"openai": {RATE: 60, AT_ONCE: 2}}, "budgets": {"openai": {"tokens_per_day": 1000}}}
+    async with gate(side, instance, **rows) as limited:
+        await book(side, instance, *(await passed(limited)).settle(50, None))
+        (await passed(limited)).cancel()
+    await side.query("prune_limits")
+    assert await _rows(side) == (1, 2, 1)
+    await sql(side, "update nexus.buckets set refilled_at = refilled_at - interval '2 days'")
+    await sql(side, "update nexus.holdings set told_at = told_at - interval '2 days'")
+    await side.query("prune_limits")
+    assert await _rows(side) == (0, 1, 1)  # what is spent this month stays, and what belongs to it
+    await sql(side, "update nexus.holdings set period = period - 200")
+    await sql(side, "update nexus.charged set period = period - 200")
+    await side.query("prune_limits")
+    assert await _rows(side) == (0, 0, 0)
+
+
+async def _rows(db: Database) -> tuple[int, ...]:
+    [row] = await sql(
+        db,
+        """select (select count(*) from nexus.buckets) as buckets, (select count(*) from nexus.holdings) as holdings,
+                  (select count(*) from nexus.charged) as charged""",
+    )
+    return tuple(row)
 
 
 async def test_room_for_parked_requests(side: Database) -> None:

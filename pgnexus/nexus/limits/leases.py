@@ -35,6 +35,13 @@ class Leases:
         params = {"instance_id": self._instance_id, "limits": to_json(told).decode()}
         await self._db.query("configure_limits", params)
 
+    async def prune(self) -> None:
+        """Delete what nobody looks at any more."""
+        try:
+            await self._db.query("prune_limits")
+        except (DatabaseUnavailable, psycopg.Error) as error:
+            log.debug("limits: not pruned: %s", error)
+
     async def renew(
         self, blocks: Sequence[Block], waiting: Mapping[Block, Decimal], now: float
     ) -> dict[Block, tuple[Grant, Decimal]]:

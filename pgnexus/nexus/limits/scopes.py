@@ -54,15 +54,15 @@ class Rules:
     """The rules of the settings, by the scopes that a call belongs to."""
 
     def __init__(self, settings: Settings) -> None:
-        self._rows: dict[str, list[tuple[str, Decimal]]] = {}
-        for rows in (settings.limits, settings.budgets):
-            for scope, row in rows.items():
-                self._rows.setdefault(scope, []).extend(_amounts(row))
+        self._groups = [
+            {scope: _amounts(row) for scope, row in rows.items()}
+            for rows in (settings.limits, settings.budgets)
+        ]
         self._by_scope: dict[str, tuple[Rule, ...]] = {}
         self._by_call: dict[tuple[str, str, str | None, str | None], tuple[Rule, ...]] = {}
 
     def __bool__(self) -> bool:
-        return any(self._rows.values())
+        return any(amounts for group in self._groups for amounts in group.values())
 
     def of_call(self, provider: str, model: str, key: str | None, agent_id: str | None) -> tuple[Rule, ...]:
         """The rules that one call comes under."""
@@ -80,18 +80,26 @@ class Rules:
         return found
 
     def of_scope(self, scope: str) -> tuple[Rule, ...]:
-        """The rules of one scope; an agent without a row of its own has those of ``agent:*``."""
+        """The rules of one scope; an agent without a row of its own, in limits or in budgets, has ``agent:*`` there."""
         if (found := self._by_scope.get(scope)) is None:
-            rows = self._rows.get(scope)
-            if rows is None and scope.startswith("agent:"):
-                rows = self._rows.get("agent:*")
-            found = tuple(Rule(scope, kind, amount, _FAMILIES[kind]) for kind, amount in rows or ())
+            common = "agent:*" if scope.startswith("agent:") else scope
+            rows = [group.get(scope, group.get(common, [])) for group in self._groups]
+            found = tuple(
+                Rule(scope, kind, amount, _FAMILIES[kind]) for amounts in rows for kind, amount in amounts
+            )
+            if len(self._by_scope) >= _MOST_REMEMBERED:
+                self._by_scope.clear()
             self._by_scope[scope] = found
         return found
 
     def configured(self) -> Iterable[tuple[str, str, Decimal]]:
         """(scope, kind, amount) of every row, as the settings have it."""
-        return ((scope, kind, amount) for scope, row in self._rows.items() for kind, amount in row)
+        return (
+            (scope, kind, amount)
+            for group in self._groups
+            for scope, amounts in group.items()
+            for kind, amount in amounts
+        )
 
 
 def _amounts(row: BaseModel) -> list[tuple[str, Decimal]]:

@@ -15,6 +15,7 @@ from pgnexus.nexus.limits.waiting import Key
 
 log = logging.getLogger(__name__)
 
+_PRUNE = 3600.0  # seconds
 _OUTAGE = 0.25  # seconds until the database is asked again
 
 
@@ -86,9 +87,14 @@ class Supply:
                 await self._round_over.wait()
 
     async def _run(self) -> None:
+        clock = asyncio.get_running_loop().time
+        prune_at = clock() + _PRUNE
         while True:
             self._woken.clear()
-            now = asyncio.get_running_loop().time()
+            now = clock()
+            if now >= prune_at:
+                prune_at = now + _PRUNE
+                await self._leases.prune()
             if self._stopping:
                 self._retire(list(self._blocks.values()))
             due = self._due(now)

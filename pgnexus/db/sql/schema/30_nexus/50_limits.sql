@@ -302,7 +302,7 @@ language sql set search_path = pg_catalog, nexus as $$
   set settled = c.settled + excluded.settled, spent = c.spent + excluded.spent
 $$;
 
--- An instance is no more: what it spent is kept under the nil uuid, what it held is free. What is long past goes.
+-- An instance is no more: what it spent is kept under the nil uuid, what it held is free.
 create function nexus.release_holdings(p_instance uuid) returns void
 language plpgsql set search_path = pg_catalog, nexus as $$
 begin
@@ -316,10 +316,20 @@ begin
   on conflict on constraint charged_pkey do update set spent = c.spent + excluded.spent;
   delete from nexus.holdings h where h.instance_id = p_instance;
   delete from nexus.configured_limits l where l.instance_id = p_instance;
-  delete from nexus.charged c where c.period < clock_timestamp() - interval '100 days';
-  delete from nexus.holdings h where h.period < clock_timestamp() - interval '100 days' and isfinite(h.period);
-  delete from nexus.buckets b where b.refilled_at < clock_timestamp() - interval '1 day';  -- full for long
+  perform nexus.prune_limits();
 end
+$$;
+
+-- What nobody looks at any more: months that are over, what was given back long ago, buckets that are full.
+create function nexus.prune_limits() returns void
+language sql set search_path = pg_catalog, nexus as $$
+  delete from nexus.charged c where c.period < clock_timestamp() - interval '100 days';
+  delete from nexus.holdings h
+  where h.told_at < clock_timestamp() - interval '1 hour'
+    and (h.leased = 0 or (isfinite(h.period) and h.period < clock_timestamp() - interval '100 days'))
+    and not exists (select from nexus.charged c
+                    where c.scope = h.scope and c.kind = h.kind and c.period = h.period and c.instance_id = h.instance_id);
+  delete from nexus.buckets b where b.refilled_at < clock_timestamp() - interval '1 day'  -- a new one is full, too
 $$;
 
 -- Tell what the settings of this instance say: {scope, kind, amount} each.

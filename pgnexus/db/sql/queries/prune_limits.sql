@@ -1,0 +1,1 @@
+select nexus.prune_limits()
