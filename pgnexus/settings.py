@@ -155,7 +155,7 @@ class Settings(BaseSettings):
                 complexity not in ("simple", "medium", "complex", "*")
                 or (slash and not task_type)
                 or (at and not agent)
-                or rest == "*" and not agent
+                or (rest == "*" and not agent)
             ):
                 raise ValueError(
                     f'"{name}" is no route: write "simple", "simple/TASK_TYPE" or "*/TASK_TYPE", '
@@ -170,7 +170,8 @@ class Settings(BaseSettings):
             kind, colon, name = scope.partition(":")
             if not scope or (kind in ("agent", "key") and colon and not name) or scope == "key:*":
                 raise ValueError(
-                    f'"{scope}" is no scope: write "PROVIDER", "PROVIDER/MODEL", "agent:NAME", "agent:*" or "key:VARIABLE"'
+                    f'"{scope}" is no scope: write "PROVIDER", "PROVIDER/MODEL", "agent:NAME", "agent:*" '
+                    'or "key:VARIABLE"'
                 )
         return rows
 
