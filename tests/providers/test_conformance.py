@@ -405,6 +405,21 @@ class TestStreams:
         with pytest.raises(AnswerTooLong, match="max_message_bytes"):
             await complete(make(llmock.url, max_message_bytes=4000), way, ask, on_delta=lambda _: None)
 
+    async def test_cancelling_one_closes_its_connection(self, way, make, llmock, ask):
+        llmock.reply("The capital of France is Paris, as it has been for long.").stall(
+            after_chunks=8, seconds=60
+        )
+        begun = asyncio.Event()
+        call = asyncio.create_task(
+            complete(make(llmock.url), way, ask, on_delta=lambda _: begun.set(), timeout=60)
+        )
+        await asyncio.wait_for(begun.wait(), 30)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        [record] = await asyncio.to_thread(lambda: llmock.requests)  # waits until the vendor has noticed
+        assert not record.completed
+
     async def test_a_listener_that_fails_is_no_fault_of_the_vendor(self, way, make, llmock, ask):
         llmock.reply("The capital of France is Paris.")
 
