@@ -22,7 +22,7 @@ from pgnexus.errors import (
 )
 from pgnexus.providers.anyllm_exchange import Exchange
 from pgnexus.providers.anyllm_table import kind_of, library_of
-from pgnexus.providers.openai_errors import refusal, safe_words
+from pgnexus.providers.openai_errors import refusal, safe_words, status_inside
 
 _TRANSPORTS: Final = ("httpx", "httpx2", "botocore")
 
@@ -117,10 +117,7 @@ def _told_inside(body: dict[str, Any]) -> int | None:
     inner = body.get("error", body)
     if not isinstance(inner, dict) or not (inner.get("type") or inner.get("code") or inner.get("message")):
         return None
-    code = inner.get("code")
-    if isinstance(code, int) and 400 <= code < 600:
-        return code
-    return _TYPE_STATUS.get(str(inner.get("type")), 502)
+    return _TYPE_STATUS.get(str(inner.get("type"))) or status_inside(body)
 
 
 def _first_integer(thing: Any, *names: str) -> int | None:

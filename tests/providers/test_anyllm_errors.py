@@ -169,6 +169,24 @@ class TestAnswersOfAVendor:
         got = asked(wrapped(genai.ClientError(429, details, None)))
         assert (type(got), got.retry_after) == (TooManyRequests, 17)
 
+    @pytest.mark.parametrize(
+        ("body", "kind", "status"),
+        [
+            ({"type": "server_error", "message": "x"}, ProviderUnavailable, 502),
+            ({"type": "requests", "code": "rate_limit_exceeded", "message": "x"}, TooManyRequests, 429),
+            ({"code": 503, "message": "x"}, ProviderUnavailable, 503),
+            ({"type": "billing_error", "message": "x"}, QuotaSpent, 402),
+        ],
+    )
+    def test_inside_a_stream(self, body, kind, status):
+        """The answer was a 200, and its error has no status of its own."""
+        library: Any = importlib.import_module("openai")
+        error = library.APIError(
+            "x", request=importlib.import_module("httpx2").Request("POST", "http://v"), body=body
+        )
+        got = asked(wrapped(error), 200, b"data: ...")
+        assert (type(got), got.status) == (kind, status)
+
     def test_inside_amazons(self):
         botocore: Any = importlib.import_module("botocore.exceptions")
         meta = {"HTTPStatusCode": 403, "HTTPHeaders": {}}
