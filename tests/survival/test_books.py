@@ -84,7 +84,8 @@ async def test_calls_of_a_killed_worker_are_unknown_at_what_was_reserved(
         assert result.cost > RESERVED
         assert (result.attempts, result.estimated) == (2, True)
     await same_sums(db)
-    assert len(llmock.requests) == 2 * REQUESTS
+    # what is noted may not have begun yet when its worker dies
+    assert REQUESTS <= len(llmock.requests) <= 2 * REQUESTS
 
 
 async def test_a_frozen_worker_s_answers_take_the_place_of_the_unknown(
