@@ -79,9 +79,9 @@ class HttpClient:
 
         This and reading the answer raise TimeoutError, `NoConnection`, `CutShort`, another OSError, or ValueError.
         """
-        if target.proxy is not None or target.url.raw_user is not None:
-            return await self._by_aiohttp(user, target, body, seconds)
         self._users.add(user)
+        if target.proxy is not None or target.url.raw_user is not None:
+            return await self._by_aiohttp(target, body, seconds)
         connections = self._connections
         if connections is None or not connections.is_usable:
             connections = self._connections = Connections()
@@ -89,13 +89,13 @@ class HttpClient:
             target.origin, b"%b%d\r\n\r\n" % (target.head, len(body)), body, seconds
         )
 
-    async def _by_aiohttp(self, user: object, target: Target, body: bytes, seconds: float) -> Answer:
+    async def _by_aiohttp(self, target: Target, body: bytes, seconds: float) -> Answer:
         """Through a proxy, which is more than our own connections can do."""
         data = body if len(body) < _LARGE_BODY else io.BytesIO(body)
         timeout = aiohttp.ClientTimeout(seconds, sock_connect=_CONNECT_TIMEOUT, ceil_threshold=math.inf)
         try:
-            return _Proxied(
-                await self.session(user).post(
+            return _ProxiedAnswer(
+                await self._proxied().post(
                     target.url,
                     data=data,
                     headers=target.headers,
@@ -107,9 +107,8 @@ class HttpClient:
         except aiohttp.ClientError as error:
             raise _plain(error) from None
 
-    def session(self, user: object) -> aiohttp.ClientSession:
-        """An open session of aiohttp in the running loop; ``user`` gives it back with `release`."""
-        self._users.add(user)
+    def _proxied(self) -> aiohttp.ClientSession:
+        """An open session of the running loop."""
         session = self._session
         if session is not None and not session.closed and self._loop is asyncio.get_running_loop():
             return session
@@ -136,7 +135,7 @@ class HttpClient:
             await session.close()
 
 
-class _Proxied:
+class _ProxiedAnswer:
     """An answer that aiohttp reads, with the errors of our own connections."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
