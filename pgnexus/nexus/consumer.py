@@ -189,6 +189,7 @@ class QueueConsumer:
 
     def _give_up(self, tasks: Iterable[asyncio.Task[None]]) -> None:
         for task in tuple(tasks):
+            self._calling.pop(task)  # once: what it does to end in good order is not to be cut off as well
             task.cancel()
 
     def _gathered(self) -> None:
