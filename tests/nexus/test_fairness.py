@@ -121,8 +121,7 @@ async def test_those_who_are_parked_for_a_limit_have_equal_parts(database_url, d
         await until(lambda: parked(db, "openai"))
         await everything(few)
         assert_equal_parts(vendor)
-        for handle in flood:
-            await handle.cancel()
+        await sql(db, "select pgnexus.cancel(%s)", [handle.request_id for handle in flood])
 
 
 def assert_equal_parts(vendor: Vendor) -> None:
