@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from pgnexus.db.database import Database
+from pgnexus.nexus.limits.blocks import Block
 from pgnexus.nexus.limits.gate import Gate
 from pgnexus.nexus.limits.permit import UNLIMITED, OverBudget, OverLimit, Permit
 from tests.conftest import Server, database_name
@@ -260,6 +262,27 @@ async def test_an_agents_own_limits_leave_it_the_common_budget(side: Database) -
         ]
         assert isinstance(await refused(limited, agent="big", tokens=60), OverBudget)
         await passed(limited, agent="other", tokens=60)
+
+
+async def test_agents_that_are_gone_leave_nothing_in_memory(side: Database) -> None:
+    rows = {
+        "limits": {"agent:*": {TOKENS: 60_000, AT_ONCE: 2}},
+        "budgets": {"agent:*": {"tokens_per_day": 100}},
+    }
+    async with gate(side, **rows) as limited:
+        for number in range(30):
+            (await passed(limited, agent=f"agent {number}", tokens=100)).settle(100, None)
+        assert _blocks() >= 90
+        await until(_no_block)
+
+
+def _blocks() -> int:
+    gc.collect()  # those of other tests
+    return sum(type(thing) is Block for thing in gc.get_objects())
+
+
+async def _no_block() -> bool:
+    return _blocks() == 0
 
 
 async def test_what_is_long_past_is_pruned(side: Database) -> None:

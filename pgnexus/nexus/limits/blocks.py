@@ -193,7 +193,7 @@ class Block:
 
     def is_empty(self) -> bool:
         """Whether nothing would be lost with it."""
-        return not (self.out or self.used or self.promised or self.asked or self.has_news())
+        return not (self.out or self.used or self.asked or self.has_news())
 
     def room(self, waiting: Decimal) -> int:
         """How many more calls of the usual size it has room for."""

@@ -115,13 +115,13 @@ class Supply:
         if sweep:
             self._sweep_at = now + SWEEP
             self._past = [block for block in self._past if block.out or block.has_news()]
-            for block in [block for block in self._blocks.values() if block.is_empty()]:
-                if not self._waiting(block.rule.key):
-                    del self._blocks[block.rule.key]
-                    self._flagged.discard(block)
-                    self._capped.discard(block)
-            flagged = [block for block in self._blocks.values() if block.has_news()]
-            self._flagged.update(flagged)
+            for block in list(self._blocks.values()):
+                if block.has_news():
+                    self._flagged.add(block)
+                elif block.is_empty() and not self._waiting(block.rule.key):
+                    self._drop(block)
+                else:
+                    block.sweep(now)  # of which the database need not hear
         due = [block for block in self._flagged if sweep or block.retry_at <= now]
         self._flagged.difference_update(due)
         return [block for block in self._past if sweep and block.has_news()] + due
@@ -177,7 +177,10 @@ class Supply:
         """Take no more from them, and give back what is left of them."""
         for block in blocks:
             block.past = True
-            del self._blocks[block.rule.key]
-            self._flagged.discard(block)
-            self._capped.discard(block)
+            self._drop(block)
             self._past.append(block)
+
+    def _drop(self, block: Block) -> None:
+        del self._blocks[block.rule.key]
+        self._flagged.discard(block)
+        self._capped.discard(block)
