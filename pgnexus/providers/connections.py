@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 from yarl import URL
 
-from pgnexus.providers.http11 import Connection, Exchange
+from pgnexus.providers.http11 import Connection
+from pgnexus.providers.http_exchange import Exchange
 
 _CONNECT_TIMEOUT: Final = 10.0
 _KEEPALIVE: Final = 30.0  # seconds that a connection is kept for the next call

@@ -15,7 +15,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from pgnexus.providers.connections import Connections, NoConnection, Origin
-from pgnexus.providers.http11 import CutShort
+from pgnexus.providers.http_exchange import CutShort
 
 _CONNECT_TIMEOUT = 10.0
 _KEEPALIVE = 30.0
@@ -23,7 +23,7 @@ _LARGE_BODY = 512 * 1024  # aiohttp writes larger bytes in one go, which would h
 
 
 class Answer(Protocol):
-    """An answer that has begun; see `pgnexus.providers.http11.Exchange`."""
+    """An answer that has begun; see `pgnexus.providers.http_exchange.Exchange`."""
 
     @property
     def status(self) -> int: ...

@@ -21,7 +21,7 @@ from pgnexus.messages import ApiVersion
 from pgnexus.providers import openai_chat, openai_errors, openai_responses
 from pgnexus.providers.connections import NoConnection
 from pgnexus.providers.http import Answer, HttpClient, Target
-from pgnexus.providers.http11 import CutShort
+from pgnexus.providers.http_exchange import CutShort
 from pgnexus.providers.openai_responses_stream import ResponsesStream
 from pgnexus.providers.openai_stream import AnswerStream, ChatStream
 from pgnexus.providers.provider import Completion, Delta, bare

@@ -18,7 +18,8 @@ from provider_server import KEY, answer, replies
 from pgnexus.errors import BadAnswer, ProviderUnavailable
 from pgnexus.providers.connections import Connections, Origin
 from pgnexus.providers.http import HttpClient, Target
-from pgnexus.providers.http11 import Connection, CutShort, Exchange
+from pgnexus.providers.http11 import Connection
+from pgnexus.providers.http_exchange import CutShort, Exchange
 
 HEAD = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n"
 CHUNKED = (
