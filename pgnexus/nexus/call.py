@@ -101,7 +101,7 @@ class Call:
         ask = Ask(
             provider=self._candidate.provider,
             model=self._candidate.model,
-            key=self._vendor.api_key_env[0] if self._vendor.api_key_env else None,
+            key=self._with.key_scopes[self._candidate.provider],
             agent_id=request.agent_id,
             priority=request.priority,
             estimate=self._estimate(),

@@ -45,6 +45,7 @@ class Instruments:
     providers: Mapping[str, Provider]
     vendors: Mapping[str, Vendor]
     complaints: Complaints
+    key_scopes: Mapping[str, str | None]  # by vendor: what its key is called in scopes
     breakers: Breakers | None = None
     gate: Gate | None = None
     reservations: Reservations | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 
 from pgnexus.errors import InvalidSettings
@@ -23,6 +24,7 @@ from pgnexus.nexus.selection import (
     Selector,
     Wanted,
 )
+from pgnexus.providers import keys
 from pgnexus.providers.catalogue import LOCAL, catalogue
 from pgnexus.providers.provider import Provider
 from pgnexus.settings import Settings

@@ -56,6 +56,16 @@ def source(vendor: Vendor, environ: Mapping[str, str]) -> str | None:
     return next((name for name in names if environ.get(name, "").strip()), None)
 
 
+def scope(vendor: Vendor, environ: Mapping[str, str]) -> str | None:
+    """What stands for the vendor's key in a scope ``key:…``: its variable, also when that names a file.
+
+    >>> scope(Vendor("ours", "http://host/v1", ("OUR_KEY",)), {"OUR_KEY_FILE": "/run/secrets/ours"})
+    'OUR_KEY'
+    """
+    found = source(vendor, environ)
+    return None if found is None else found.removesuffix("_FILE")
+
+
 def _found(vendor: Vendor, environ: Mapping[str, str]) -> Key | None:
     setting = source(vendor, environ)
     if setting is None:
