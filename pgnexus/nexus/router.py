@@ -44,12 +44,21 @@ class LLMRouter:
         gate: Gate | None = None,
         reservations: Reservations | None = None,
         waits: Callable[[str], bool] = lambda _: False,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._providers = providers
         self._vendors = catalogue(settings)
         self._check_names(settings)
         self._instruments = Instruments(
-            settings, providers, self._vendors, Complaints(), breakers, gate, reservations, waits
+            settings=settings,
+            providers=providers,
+            vendors=self._vendors,
+            complaints=Complaints(),
+            key_scopes={name: keys.scope(vendor, environ) for name, vendor in self._vendors.items()},
+            breakers=breakers,
+            gate=gate,
+            reservations=reservations,
+            waits=waits,
         )
         self._selector = Selector(settings, self._vendors, providers.keys())
         self.conditions: Conditions = {}
