@@ -17,11 +17,11 @@ from benchmarks.child import Child, child
 from benchmarks.prompts import prompt
 from benchmarks.provider_server import MODEL, ProviderServer
 from benchmarks.queries import load
-from pgnexus.providers.http import HttpClient, Target
+from pgnexus.providers.http import HttpClient
 
 BATCH = 100
 _STORES = 4  # connections that store; more gain nothing on the machines we saw
-_TIMEOUT = 600.0
+HEADERS = {"Content-Type": "application/json", "User-Agent": "pgnexus"}
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -35,7 +35,7 @@ class FloorWorker:
 
     def __init__(self, url: str, chat_url: str, concurrency: int) -> None:
         self._url = url
-        self._target = target_of(chat_url)
+        self._chat_url = chat_url
         self._concurrency = concurrency
         self._http = HttpClient()
         self._woken = asyncio.Event()
@@ -94,20 +94,9 @@ class FloorWorker:
         self._woken.set()
 
     async def _call(self, job: str) -> str:
-        return await call(self._http, self, self._target, job)
-
-
-async def call(http: HttpClient, user: object, target: Target, job: str) -> str:
-    """One call with the client that pgnexus has, so that what is compared is all around it."""
-    answer = await http.post(user, target, job.encode(), _TIMEOUT)
-    pieces = []
-    while piece := await answer.readany():
-        pieces.append(piece)
-    return b"".join(pieces).decode()
-
-
-def target_of(chat_url: str) -> Target:
-    return Target.of(chat_url, {"Content-Type": "application/json", "User-Agent": "pgnexus"})
+        session = self._http.session(self)
+        async with session.post(self._chat_url, data=job.encode(), headers=HEADERS) as response:
+            return (await response.read()).decode()
 
 
 def job(number: int) -> str:

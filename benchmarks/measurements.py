@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from benchmarks.child import Child
 from benchmarks.database import MeasuredDatabase
-from benchmarks.floor import Floor, FloorDriver, call, job, target_of
+from benchmarks.floor import HEADERS, Floor, FloorDriver, job
 from benchmarks.provider_server import ProviderServer
 from benchmarks.system import System, SystemDriver
 from pgnexus.providers.http import HttpClient
@@ -24,11 +24,12 @@ Contestant = Callable[[str, ProviderServer], "Floor | System"]
 async def calls_alone(provider: ProviderServer, requests: int, at_once: int) -> Figures:
     """The HTTP calls without any database: what no system here can be faster than."""
     http, numbers = HttpClient(), iter(range(requests))
-    target = target_of(provider.chat_url)
+    session = http.session(calls_alone)
 
     async def caller() -> None:
         for number in numbers:
-            await call(http, calls_alone, target, job(number))
+            async with session.post(provider.chat_url, data=job(number).encode(), headers=HEADERS) as answer:
+                await answer.read()
 
     start = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(min(at_once, requests))))

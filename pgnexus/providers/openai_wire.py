@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
+from multidict import CIMultiDict
 from pydantic_core import to_json
+from yarl import URL
 
 from pgnexus import storable
 from pgnexus.errors import (
@@ -19,9 +23,7 @@ from pgnexus.errors import (
 )
 from pgnexus.messages import ApiVersion
 from pgnexus.providers import openai_chat, openai_errors, openai_responses
-from pgnexus.providers.connections import NoConnection
-from pgnexus.providers.http import Answer, HttpClient, Target
-from pgnexus.providers.http_exchange import CutShort
+from pgnexus.providers.http import HttpClient, proxy_for, within
 from pgnexus.providers.openai_responses_stream import ResponsesStream
 from pgnexus.providers.openai_stream import AnswerStream, ChatStream
 from pgnexus.providers.provider import Completion, Delta, bare
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pgnexus.providers.catalogue import Vendor
     from pgnexus.providers.provider import OnDelta
 
+_LARGE_BODY = 512 * 1024  # aiohttp writes larger bytes in one go, which would hold up the event loop
 _APIS: dict[ApiVersion, Any] = {"chat_completions": openai_chat, "responses": openai_responses}
 _FAREWELL = 0.1  # seconds for the last bytes after the last event, so that the connection can be used again
 
@@ -43,16 +46,19 @@ class OpenAIWire:
         self._key = key
         self._http = http
         self._max_bytes = max_bytes
-        headers = {"Content-Type": "application/json", "User-Agent": "pgnexus"}
+        self._proxy = proxy_for(vendor.base_url)
+        self._urls: dict[ApiVersion, URL] = {
+            "chat_completions": URL(f"{vendor.base_url}/chat/completions"),
+            "responses": URL(f"{vendor.base_url}/responses"),
+        }
+        self._headers: CIMultiDict[str] = CIMultiDict(
+            {"Content-Type": "application/json", "User-Agent": "pgnexus"}
+        )
         if key:
             if not key.isascii() or not key.isprintable():
                 names = " or ".join(vendor.api_key_env)
                 raise InvalidSettings(f"{names}: the key holds characters that no HTTP header may hold")
-            headers["Authorization"] = f"Bearer {key}"
-        self._targets: dict[ApiVersion, Target] = {
-            "chat_completions": Target.of(f"{vendor.base_url}/chat/completions", headers),
-            "responses": Target.of(f"{vendor.base_url}/responses", headers),
-        }
+            self._headers["Authorization"] = f"Bearer {key}"
 
     @property
     def name(self) -> str:
@@ -64,13 +70,13 @@ class OpenAIWire:
         """Ask once; see `Provider.complete`."""
         where = f"{self._vendor.name}/{model}"
         spoken = self._api(request, model, where)
-        api, target = _APIS[spoken], self._targets[spoken]
+        api, url = _APIS[spoken], self._urls[spoken]
         data = api.body(request, model, self._vendor, stream=on_delta is not None)
         stream = None if on_delta is None else self._stream(spoken, where, on_delta)
         answer: Any = None
         failure: ProviderError | None = None
         try:
-            answer = await self._ask(target, data, timeout, where, stream)
+            answer = await self._ask(url, data, timeout, where, stream)
             if openai_errors.inside(answer):
                 raise self._refused(answer, b"", where)
             completion: Completion = api.completion(answer, model, where)
@@ -105,10 +111,10 @@ class OpenAIWire:
         return kind(where, self._max_bytes, on_delta, lambda body, raw: self._refused(body, raw, where))
 
     async def _ask(
-        self, target: Target, data: bytes, timeout: float, where: str, stream: AnswerStream | None
+        self, url: URL, data: bytes, timeout: float, where: str, stream: AnswerStream | None
     ) -> Any:
         """The parsed answer, or what ``stream`` gathered of it. Whatever ends it early closes the connection."""
-        response = await self._opened(target, data, timeout, where)
+        response = await self._opened(url, data, timeout, where)
         try:
             if stream is not None and response.status == 200 and _is_stream(response):
                 await self._follow(response, stream, timeout, where)
@@ -118,34 +124,37 @@ class OpenAIWire:
             response.close()
         return self._parsed(response, raw, where)
 
-    # The causes are left out on purpose: what lies below may hold headers, and with them the key.
+    # The causes are left out on purpose: what aiohttp says may hold headers, and with them the key.
 
-    async def _opened(self, target: Target, data: bytes, timeout: float, where: str) -> Answer:
+    async def _opened(self, url: URL, data: bytes, timeout: float, where: str) -> aiohttp.ClientResponse:
+        payload = data if len(data) < _LARGE_BODY else io.BytesIO(data)
+        session = self._http.session(self, self._headers)
         try:
-            return await self._http.post(self, target, data, timeout)
-        except NoConnection:
-            raise ProviderUnavailable(f"{where}: no connection to {target.url.host} in time") from None
+            return await session.post(
+                url, data=payload, proxy=self._proxy, allow_redirects=False, timeout=within(timeout)
+            )
+        except aiohttp.ServerTimeoutError:
+            raise ProviderUnavailable(f"{where}: no connection to {url.host} in time") from None
         except TimeoutError:
             raise _late(timeout, where) from None
-        except (OSError, ValueError) as error:
-            place = f"{target.url.host}:{target.url.port}"
-            raise ProviderUnavailable(f"{where}: {place}: {self._said(error)}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ProviderUnavailable(f"{where}: {type(error).__name__}: {self._said(error)}") from None
 
-    async def _chunk(self, response: Answer, timeout: float, where: str) -> bytes:
+    async def _chunk(self, response: aiohttp.ClientResponse, timeout: float, where: str) -> bytes:
         """The bytes that have come; none at the end."""
         try:
-            return await response.readany()
+            return await response.content.readany()
         except TimeoutError:
             raise _late(timeout, where) from None
-        except CutShort as error:
+        except aiohttp.ClientPayloadError as error:
             raise BadAnswer(f"{where}: the answer was cut short ({self._said(error)})") from None
-        except (OSError, ValueError) as error:
-            raise ProviderUnavailable(f"{where}: {self._said(error)}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ProviderUnavailable(f"{where}: {type(error).__name__}: {self._said(error)}") from None
 
-    async def _read(self, response: Answer, timeout: float, where: str) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, timeout: float, where: str) -> bytes:
         """The body, up to the limit: a vendor gone mad must not fill our memory."""
         raw, limit = await self._chunk(response, timeout, where), self._max_bytes
-        if not response.at_eof():
+        if not response.content.at_eof():
             chunks, size = [raw], len(raw)
             while size <= limit and (chunk := await self._chunk(response, timeout, where)):
                 chunks.append(chunk)
@@ -155,17 +164,19 @@ class OpenAIWire:
             raise AnswerTooLong(f"{where}: an answer of more than {limit} bytes (max_message_bytes)")
         return raw
 
-    async def _follow(self, response: Answer, stream: AnswerStream, timeout: float, where: str) -> None:
+    async def _follow(
+        self, response: aiohttp.ClientResponse, stream: AnswerStream, timeout: float, where: str
+    ) -> None:
         """Feed the stream until it ends; then wait a moment for the connection to be of use again."""
         while not stream.ended and (chunk := await self._chunk(response, timeout, where)):
             stream.feed(chunk)
-        if not response.at_eof():
+        if not response.content.at_eof():
             with suppress(TimeoutError, ProviderError):
                 async with asyncio.timeout(_FAREWELL):
                     while await self._chunk(response, timeout, where):
                         pass
 
-    def _parsed(self, response: Answer, raw: bytes, where: str) -> Any:
+    def _parsed(self, response: aiohttp.ClientResponse, raw: bytes, where: str) -> Any:
         answer: Any = None
         status, headers = response.status, response.headers
         if raw:
@@ -188,13 +199,13 @@ class OpenAIWire:
         return openai_errors.refusal(status, body, {}, where=where, key=self._key, raw=text)
 
     def _said(self, error: BaseException) -> str:
-        return openai_errors.safe_words(f"{type(error).__name__}: {error}", self._key)
+        return openai_errors.safe_words(str(error) or "no words", self._key)
 
 
 def _late(timeout: float, where: str) -> ProviderTimeout:
     return ProviderTimeout(f"{where}: no whole answer within {timeout:g} s")
 
 
-def _is_stream(response: Answer) -> bool:
+def _is_stream(response: aiohttp.ClientResponse) -> bool:
     """Some vendors answer whole though asked for a stream; few name a stream by its right name."""
     return "json" not in response.headers.get("Content-Type", "")
