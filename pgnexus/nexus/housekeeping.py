@@ -8,10 +8,14 @@ from pgnexus.settings import Settings
 
 _EVERY = 30.0
 _AT_ONCE = 50  # requests a transaction, so that none holds its locks for long
+_ANSWERS_AT_ONCE = 500
 
 
 class Housekeeping:
-    """One loop: deletes the chunks of requests that ended chunk_ttl seconds ago. Any number run side by side."""
+    """One loop: deletes the chunks of requests that ended chunk_ttl seconds ago, and kept answers whose time is over.
+
+    Any number run side by side.
+    """
 
     def __init__(self, db: Database, settings: Settings) -> None:
         self._db = db
@@ -26,5 +30,6 @@ class Housekeeping:
         await self._looper.stop()
 
     async def _prune(self) -> float | None:
-        [row] = await self._db.query("prune_chunks", self._params)
-        return 0 if row.pruned == _AT_ONCE else None
+        [chunks] = await self._db.query("prune_chunks", self._params)
+        [answers] = await self._db.query("prune_answers", {"limit": _ANSWERS_AT_ONCE})
+        return 0 if chunks.pruned == _AT_ONCE or answers.pruned == _ANSWERS_AT_ONCE else None

@@ -90,7 +90,12 @@ class Savings:
 
     async def look(self, request: LLMRequest, saving: Saving) -> Found | Literal["ask", "follow"]:
         """The answer, or whether to ask for it; with ``follow`` somebody else is asking."""
-        params = {"request_id": request.request_id, "key": saving.key, "flight": saving.flight}
+        params = {
+            "request_id": request.request_id,
+            "key": saving.key,
+            "kept": saving.ttl is not None,
+            "flight": saving.flight,
+        }
         try:
             [row] = await self._db.query("look_up_answer", params)
         except DatabaseUnavailable as error:

@@ -200,3 +200,54 @@ async def test_a_foreign_request_saves_too(database_url, llmock, db):
             await until(lambda: sql(db, "select 1 from nexus.answers"))
         found = await answered(db, "answers", 2)
     assert sorted(bool(result.get("cached")) for result in found) == [False, True]
+
+
+async def test_who_asked_for_no_kept_answer_gets_none(database_url, llmock):
+    async with running(database_url, llmock.base_url()) as llm:
+        await llm.call("simple", "Hello", cache=60.0)
+        assert not (await llm.call("simple", "Hello", single_flight=True)).cached
+
+
+async def test_a_leader_that_is_given_anothers_answer_leads_no_more(database_url, db):
+    """It had failed once; a stream, which follows nobody, brought the answer before it tried again."""
+    calls = 0
+
+    async def vendor(_: web.Request) -> web.Response:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            return web.json_response({"error": {"message": "no"}}, status=503)
+        return web.json_response(answer())
+
+    async with served(vendor) as url, running(database_url, url, retry_base_delay=3600.0) as llm:
+        leader = await llm.enqueue("simple", "Hello", model="gpt-4o", cache=60.0)
+        await until(lambda: sql(db, "select 1 from pgflow.step_tasks where not_before > now()"))
+        follower = await llm.enqueue("simple", "Hello", model="gpt-4o", cache=60.0)
+        await until(lambda: sql(db, "select 1 from nexus.parked"))
+        async with llm.stream("simple", "Hello", model="gpt-4o", cache=60.0) as stream:
+            assert (await stream.result()).ok
+        await sql(db, "update pgflow.step_tasks set not_before = now() where not_before < 'infinity'")
+        assert (await leader.result(10)).shared
+        assert (await follower.result(10)).shared
+    assert await sql(db, "select count(*) from nexus.flights") == [(0,)]
+    assert calls == 2
+
+
+async def test_nobody_follows_a_leader_that_is_gone(database_url, llmock, db):
+    """Its run was ended by somebody who knows of no flights."""
+    async with running(database_url, llmock.base_url()) as llm:
+        done = await llm.call("simple", "Hello")
+    await sql(db, "insert into nexus.flights (key, request_id) values ('1', %s)", done.request_id)
+    asked = "select how from nexus.look_up(%s, '1', true, true)"
+    assert await sql(db, asked, new_request_id()) == [("lead",)]
+
+
+async def test_what_is_kept_goes_when_its_time_is_over(database_url, llmock, db):
+    async with running(database_url, llmock.base_url(), chunk_ttl=1.0) as llm:
+        await llm.call("simple", "Hello", cache=60.0)
+        await sql(db, "update nexus.answers set gone_at = clock_timestamp() - interval '1 second'")
+
+        async def gone() -> bool:
+            return await sql(db, "select count(*) from nexus.answers") == [(0,)]
+
+        await until(gone)

@@ -1,1 +1,1 @@
-select how, answer from nexus.look_up(%(request_id)s, %(key)s, %(flight)s)
+select how, answer from nexus.look_up(%(request_id)s, %(key)s, %(kept)s, %(flight)s)

@@ -23,9 +23,23 @@ language sql immutable parallel safe as $$
   select 'flight:' || encode(p_key, 'hex')
 $$;
 
--- What there is for a request: an answer ('cached' when it was made before the request was taken up, else 'shared'), somebody
--- who is asking for it already ('follow'), or nothing: then it leads the flight that p_flight asks for ('lead') or not ('none').
-create function nexus.look_up(p_request_id uuid, p_key bytea, p_flight boolean)
+-- The flight that a request leads, if any, is over: those who follow may be taken up.
+create function nexus.end_flight(p_request_id uuid) returns void
+language plpgsql set search_path = pg_catalog, nexus as $$
+declare
+  v_keys bytea[];
+begin
+  with ended as (delete from nexus.flights f where f.request_id = p_request_id returning f.key)
+  select array_agg(ended.key) into v_keys from ended;
+  perform nexus.call_followers(v_keys);
+end
+$$;
+
+-- What there is for a request: an answer (one that was made before the request was taken up is 'cached', and given where p_kept
+-- asks for it; else 'shared'), somebody who is asking for it already ('follow'), or nothing: then it leads the flight that
+-- p_flight asks for ('lead') or not ('none'). Who led, and is given an answer that another one made, leads no more. A leader
+-- whose run has ended in a way that told nobody is followed by nobody.
+create function nexus.look_up(p_request_id uuid, p_key bytea, p_kept boolean, p_flight boolean)
 returns table (how text, answer jsonb)
 language plpgsql set search_path = pg_catalog, nexus as $$
 #variable_conflict use_column
@@ -34,12 +48,18 @@ declare
 begin
   select case when r.started_at < a.made_at then 'shared' else 'cached' end, a.answer into how, answer
   from nexus.answers a join pgflow.runs r on r.run_id = p_request_id
-  where a.key = p_key and (a.keep_until > clock_timestamp() or r.started_at < a.made_at);
-  if not found then
+  where a.key = p_key and (p_kept and a.keep_until > clock_timestamp() or r.started_at < a.made_at);
+  if found then
+    if p_flight then
+      perform nexus.end_flight(p_request_id);
+    end if;
+  else
     how := 'none';
     if p_flight then
       insert into nexus.flights as f (key, request_id) values (p_key, p_request_id)
-      on conflict (key) do update set request_id = f.request_id  -- to read it, whoever wrote it and when
+      on conflict (key) do update  -- also to read it, whoever wrote it and when
+      set request_id = case when exists (select from pgflow.runs r where r.run_id = f.request_id and r.status = 'started')
+                            then f.request_id else excluded.request_id end
       returning f.request_id into v_leader;
       how := case when v_leader = p_request_id then 'lead' else 'follow' end;
     end if;
@@ -88,12 +108,8 @@ $$;
 -- A leader whose run ends in any other way than by T3 (cancelled, its last worker lost) hands over.
 create function nexus.hand_over() returns trigger
 language plpgsql security definer set search_path = pg_catalog, nexus as $$
-declare
-  v_keys bytea[];
 begin
-  with ended as (delete from nexus.flights f where f.request_id = new.run_id returning f.key)
-  select array_agg(ended.key) into v_keys from ended;
-  perform nexus.call_followers(v_keys);
+  perform nexus.end_flight(new.run_id);
   return null;
 end
 $$;
@@ -103,7 +119,7 @@ create trigger hand_over
   when (new.status = 'failed' and old.status <> 'failed' and new.flow_slug = 'llm_request_workflow')
   execute function nexus.hand_over();
 
--- Take away what nobody will be given any more; returns how many.
+-- Take away answers that nobody will be given any more, and flights whose leader is gone; returns how many answers.
 create function nexus.prune_answers(p_limit int) returns int
 language plpgsql set search_path = pg_catalog, nexus as $$
 declare
@@ -112,6 +128,9 @@ begin
   delete from nexus.answers a where a.key in (
     select b.key from nexus.answers b where b.gone_at < clock_timestamp() order by b.gone_at limit p_limit for update skip locked);
   get diagnostics v_count = row_count;
+  delete from nexus.flights f
+  where f.begun_at < clock_timestamp() - interval '1 hour'
+    and not exists (select from pgflow.runs r where r.run_id = f.request_id and r.status = 'started');
   return v_count;
 end
 $$;

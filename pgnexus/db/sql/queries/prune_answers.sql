@@ -1,0 +1,1 @@
+select nexus.prune_answers(%(limit)s) as pruned
