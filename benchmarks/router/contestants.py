@@ -15,7 +15,7 @@ from pydantic_core import from_json, to_json
 from benchmarks.prompts import prompt
 from benchmarks.provider_server import ANSWER
 from pgnexus.messages import LLMRequest, new_request_id
-from pgnexus.nexus.errand import Errand
+from pgnexus.nexus.calls.errand import Errand
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.providers import Provider, build_providers
 from pgnexus.providers.provider import Delta

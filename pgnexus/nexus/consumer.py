@@ -14,7 +14,7 @@ from pgnexus.db.listener import Listener
 from pgnexus.flow.registry import Registry
 from pgnexus.looper import Looper
 from pgnexus.messages import CANCEL_CHANNEL, REQUEST_QUEUES, REQUESTS_CHANNEL
-from pgnexus.nexus.attempt import Attempt
+from pgnexus.nexus.books.attempt import Attempt
 from pgnexus.nexus.parking import PARKED_CHANNEL, Parking, Room, claimed
 from pgnexus.nexus.settlement import SHARE, Claim, Settlement
 from pgnexus.nexus.settler import Settler

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 
 from pgnexus.errors import InvalidSettings
 from pgnexus.messages import ApiVersion, Complexity, LLMRequest, ModelInfo
-from pgnexus.nexus.breakers import Breakers
-from pgnexus.nexus.complaints import Complaints
-from pgnexus.nexus.errand import Errand, Instruments
-from pgnexus.nexus.journey import Journey
+from pgnexus.nexus.books.reservations import Reservations
+from pgnexus.nexus.calls.breakers import Breakers
+from pgnexus.nexus.calls.complaints import Complaints
+from pgnexus.nexus.calls.errand import Errand, Instruments
+from pgnexus.nexus.calls.journey import Journey
+from pgnexus.nexus.calls.outcome import RouteOutcome
 from pgnexus.nexus.limits.gate import Gate
-from pgnexus.nexus.outcome import RouteOutcome
-from pgnexus.nexus.reservations import Reservations
 from pgnexus.nexus.selection import (
     Candidate,
     Conditions,

@@ -11,8 +11,8 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from pgnexus.errors import RequestTimeout
-from pgnexus.nexus.attempt import Attempt
-from pgnexus.nexus.outcome import RouteOutcome
+from pgnexus.nexus.books.attempt import Attempt
+from pgnexus.nexus.calls.outcome import RouteOutcome
 from pgnexus.storable import clean
 
 SHARE = "share"  # the scope of the line for those whom others' floods would crowd out

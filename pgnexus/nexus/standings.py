@@ -6,7 +6,7 @@ from typing import Final
 
 from pgnexus.db.database import Database
 from pgnexus.looper import Looper
-from pgnexus.nexus.complaints import REQUESTS_OWN
+from pgnexus.nexus.calls.complaints import REQUESTS_OWN
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.selection import Candidate, Conditions, Standing
 

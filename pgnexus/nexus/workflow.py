@@ -15,15 +15,15 @@ from pydantic import ValidationError
 
 from pgnexus.errors import InternalFailure, ProviderError, RequestCancelled
 from pgnexus.messages import LLMRequest, faults
-from pgnexus.nexus.attempt import Attempt
-from pgnexus.nexus.chunk_stream import ChunkStream
-from pgnexus.nexus.chunks import ChunkWriter
-from pgnexus.nexus.errand import Errand
-from pgnexus.nexus.outcome import RouteOutcome
+from pgnexus.nexus.books.attempt import Attempt
+from pgnexus.nexus.calls.errand import Errand
+from pgnexus.nexus.calls.outcome import RouteOutcome
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.savings import Found, Saving, Savings, answer_of
 from pgnexus.nexus.selection import Selection
 from pgnexus.nexus.settlement import SHARE, Claim, Settlement, failed, succeeded, timed_out
+from pgnexus.nexus.streams.chunk_stream import ChunkStream
+from pgnexus.nexus.streams.chunks import ChunkWriter
 from pgnexus.providers.provider import Delta
 from pgnexus.settings import Settings
 from pgnexus.telemetry import METERS

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pgnexus.errors import InvalidSettings
 from pgnexus.providers import keys
-from pgnexus.providers.anyllm_wire import AnyLLMWire
+from pgnexus.providers.anyllm.wire import AnyLLMWire
 from pgnexus.providers.catalogue import LOCAL, catalogue
 from pgnexus.providers.provider import Completion, Provider
 from pgnexus.settings import Settings
@@ -26,7 +26,7 @@ def build_providers(settings: Settings, environ: Mapping[str, str] = os.environ)
 
         from pgnexus.providers.http import HttpClient  # noqa: PLC0415
         from pgnexus.providers.local_model import LocalModel  # noqa: PLC0415
-        from pgnexus.providers.openai_wire import OpenAIWire  # noqa: PLC0415
+        from pgnexus.providers.openai.wire import OpenAIWire  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise InvalidSettings(
             f"this process cannot call providers, {error.name} is missing: pip install 'pgnexus[providers]'"

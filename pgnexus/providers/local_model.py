@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from pgnexus.errors import ModelNotFound, ProviderError, ProviderTimeout, ProviderUnavailable
 from pgnexus.providers.catalogue import LOCAL_CONTEXT, LOCAL_MODEL
-from pgnexus.providers.openai_wire import OpenAIWire
+from pgnexus.providers.openai.wire import OpenAIWire
 
 if TYPE_CHECKING:
     from pgnexus.messages import LLMRequest

@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from pgnexus.db.database import Database
-from pgnexus.nexus.chunk_stream import ChunkStream
-from pgnexus.nexus.chunks import ChunkWriter
+from pgnexus.nexus.streams.chunk_stream import ChunkStream
+from pgnexus.nexus.streams.chunks import ChunkWriter
 from pgnexus.providers.provider import Delta
 from tests.system import sql, until
 

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from pgnexus.db.database import Database
 from pgnexus.messages import Priority
-from pgnexus.nexus.attempt import Charge, Estimate
+from pgnexus.nexus.books.attempt import Charge, Estimate
 from pgnexus.nexus.limits.gate import Gate
 from pgnexus.nexus.limits.permit import Ask, OverBudget, OverLimit, Permit
 from pgnexus.nexus.workflow import FLOW_SLUG

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from pgnexus.messages import LLMRequest, new_request_id
-from pgnexus.nexus.estimate import estimate, prompt_tokens
+from pgnexus.nexus.books.estimate import estimate, prompt_tokens
 from pgnexus.providers.catalogue import catalogue
 from pgnexus.settings import Settings
 

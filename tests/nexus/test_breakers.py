@@ -19,7 +19,7 @@ from pgnexus.errors import (
     TooManyRequests,
 )
 from pgnexus.messages import Usage
-from pgnexus.nexus.breakers import Breakers
+from pgnexus.nexus.calls.breakers import Breakers
 from pgnexus.nexus.selection import Candidate
 from pgnexus.providers.provider import Completion
 

@@ -12,8 +12,8 @@ import pytest
 
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
-from pgnexus.nexus.chunks import ChunkWriter
 from pgnexus.nexus.housekeeping import Housekeeping
+from pgnexus.nexus.streams.chunks import ChunkWriter
 from pgnexus.providers.provider import Delta
 from tests.system import fast, sql, until
 

@@ -8,7 +8,7 @@ import pytest
 
 from pgnexus.errors import BadRequest, InvalidSettings, ProviderUnavailable, TooManyRequests
 from pgnexus.messages import Usage
-from pgnexus.nexus.complaints import Complaints
+from pgnexus.nexus.calls.complaints import Complaints
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.selection import Candidate
 from pgnexus.providers.provider import Completion

@@ -25,8 +25,8 @@ from pgnexus.errors import (
     TooManyRequests,
 )
 from pgnexus.messages import LLMRequest, Usage, new_request_id
-from pgnexus.nexus.errand import Errand
-from pgnexus.nexus.outcome import RouteOutcome
+from pgnexus.nexus.calls.errand import Errand
+from pgnexus.nexus.calls.outcome import RouteOutcome
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.providers.provider import Delta
 from pgnexus.testing import FakeLLM

@@ -12,9 +12,9 @@ import pytest
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.nexus import reservations as module
-from pgnexus.nexus.attempt import Charge, Estimate
-from pgnexus.nexus.bookkeeper import Bookkeeper
-from pgnexus.nexus.reservations import Reservations
+from pgnexus.nexus.books.attempt import Charge, Estimate
+from pgnexus.nexus.books.bookkeeper import Bookkeeper
+from pgnexus.nexus.books.reservations import Reservations
 from pgnexus.nexus.selection import Candidate
 from tests.nexus.books import attempts, call, dies, item, request, reserve, settle, stored, take, worker
 from tests.system import sql, until

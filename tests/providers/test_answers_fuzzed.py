@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from pgnexus import storable
 from pgnexus.errors import ProviderError
-from pgnexus.providers import openai_chat, openai_responses
-from pgnexus.providers.openai_errors import refusal, retry_after
+from pgnexus.providers.openai import chat as chat_api
+from pgnexus.providers.openai import responses as responses_api
+from pgnexus.providers.openai.errors import refusal, retry_after
 
 KEYS = st.sampled_from(
     [
@@ -65,7 +66,7 @@ ANSWERS = (
 
 
 def both_parsers(answer: Any) -> None:
-    for parser in (openai_chat.completion, openai_responses.completion):
+    for parser in (chat_api.completion, responses_api.completion):
         try:
             got = parser(answer, "a-model", "vendor/a-model")
         except ProviderError:

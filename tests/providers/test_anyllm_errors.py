@@ -29,9 +29,9 @@ from pgnexus.errors import (
     QuotaSpent,
     TooManyRequests,
 )
-from pgnexus.providers.anyllm_errors import translated
-from pgnexus.providers.anyllm_exchange import Exchange
-from pgnexus.providers.anyllm_table import TABLE, kind_of
+from pgnexus.providers.anyllm.errors import translated
+from pgnexus.providers.anyllm.exchange import Exchange
+from pgnexus.providers.anyllm.table import TABLE, kind_of
 
 LIBRARIES = {
     "any_llm": ["any_llm.exceptions"],

@@ -32,7 +32,7 @@ from pgnexus.errors import (
 from pgnexus.messages import Usage
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.providers import build_providers
-from pgnexus.providers.anyllm_wire import AnyLLMWire
+from pgnexus.providers.anyllm.wire import AnyLLMWire
 from pgnexus.providers.catalogue import Vendor, catalogue
 from pgnexus.providers.prices import cost
 from pgnexus.providers.provider import Delta

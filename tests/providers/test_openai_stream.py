@@ -26,11 +26,12 @@ from pgnexus.errors import (
     TooManyRequests,
 )
 from pgnexus.messages import Usage
-from pgnexus.providers import openai_chat, openai_responses
-from pgnexus.providers.openai_responses_stream import ResponsesStream
-from pgnexus.providers.openai_stream import AnswerStream, ChatStream
+from pgnexus.providers.openai import chat as chat_api
+from pgnexus.providers.openai import responses as responses_api
+from pgnexus.providers.openai.responses_stream import ResponsesStream
+from pgnexus.providers.openai.sse import Event, EventParser
+from pgnexus.providers.openai.stream import AnswerStream, ChatStream
 from pgnexus.providers.provider import Completion, Delta
-from pgnexus.providers.sse import Event, EventParser
 
 COUNTED = {
     "prompt_tokens": 20,
@@ -219,8 +220,8 @@ class TestTheSameWhole:
     @given(PLACES)
     def test_of_a_chat_completion_wherever_it_is_cut(self, places: list[int]) -> None:
         whole, deltas = gathered(ChatStream, cut(CHAT, places))
-        streamed = openai_chat.completion(whole, "m", "vendor/m")
-        assert streamed == openai_chat.completion(CHAT_WHOLE, "m", "vendor/m")
+        streamed = chat_api.completion(whole, "m", "vendor/m")
+        assert streamed == chat_api.completion(CHAT_WHOLE, "m", "vendor/m")
         assert (streamed.text, streamed.usage, streamed.mended) == ("Grüße 🐘!😀 a\ufffdb", USAGE, True)
         assert together(deltas) == in_all(streamed)
 
@@ -228,8 +229,8 @@ class TestTheSameWhole:
     @given(PLACES)
     def test_of_the_responses_api_wherever_it_is_cut(self, places: list[int]) -> None:
         whole, deltas = gathered(ResponsesStream, cut(RESPONSES, places))
-        streamed = openai_responses.completion(whole, "m", "vendor/m")
-        assert streamed == openai_responses.completion(RESPONSES_WHOLE, "m", "vendor/m")
+        streamed = responses_api.completion(whole, "m", "vendor/m")
+        assert streamed == responses_api.completion(RESPONSES_WHOLE, "m", "vendor/m")
         assert (streamed.usage, streamed.finish_reason) == (USAGE, "tool_calls")
         assert streamed.message["reasoning_content"] == "First.\n\nThen."
         assert together(deltas) == in_all(streamed)
@@ -303,7 +304,7 @@ class TestTheSameWhole:
     )  # fmt: skip
     def test_of_careless_servers(self, pieces: list[Any], message: dict[str, Any]) -> None:
         whole, deltas = gathered(ChatStream, [events(*pieces, chunk({}, "stop"))])
-        streamed = openai_chat.completion(whole, "m", "vendor/m")
+        streamed = chat_api.completion(whole, "m", "vendor/m")
         assert streamed.message == {"role": "assistant", **message}
         assert together(deltas) == in_all(streamed)
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from pgnexus.db.database import Database
-from pgnexus.nexus.attempt import Charge
+from pgnexus.nexus.books.attempt import Charge
 from pgnexus.nexus.limits.blocks import Block
 from pgnexus.nexus.limits.leases import Leases
 from pgnexus.nexus.limits.permit import UNLIMITED, Ask, OverBudget, OverLimit, Permit

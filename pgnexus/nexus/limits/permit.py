@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from pgnexus.messages import Priority
-from pgnexus.nexus.attempt import Charge, Estimate
+from pgnexus.nexus.books.attempt import Charge, Estimate
 from pgnexus.nexus.limits.blocks import Block
 
 

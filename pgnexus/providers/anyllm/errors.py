@@ -20,9 +20,9 @@ from pgnexus.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-from pgnexus.providers.anyllm_exchange import Exchange
-from pgnexus.providers.anyllm_table import kind_of, library_of
-from pgnexus.providers.openai_errors import refusal, safe_words, status_inside
+from pgnexus.providers.anyllm.exchange import Exchange
+from pgnexus.providers.anyllm.table import kind_of, library_of
+from pgnexus.providers.openai.errors import refusal, safe_words, status_inside
 
 _TRANSPORTS: Final = ("httpx", "httpx2", "botocore")
 

@@ -14,7 +14,7 @@ from pgnexus import storable
 from pgnexus.errors import BadAnswer, ContentFiltered
 from pgnexus.messages import LLMRequest, Usage
 from pgnexus.providers.catalogue import Vendor
-from pgnexus.providers.openai_stream import thinking
+from pgnexus.providers.openai.stream import thinking
 from pgnexus.providers.provider import Completion
 
 _LARGEST_COUNT = 2**31 - 1  # tokens are stored as integer

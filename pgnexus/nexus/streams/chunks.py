@@ -17,7 +17,7 @@ import psycopg
 from pgnexus.db.connection import is_data_fault
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
-from pgnexus.nexus.chunk_stream import ChunkStream, Flush
+from pgnexus.nexus.streams.chunk_stream import ChunkStream, Flush
 from pgnexus.portions import portions
 
 log = logging.getLogger(__name__)

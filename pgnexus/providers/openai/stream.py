@@ -13,8 +13,8 @@ from pydantic_core import to_json
 
 from pgnexus import storable
 from pgnexus.errors import AnswerTooLong, BadAnswer, ProviderError
+from pgnexus.providers.openai.sse import Event, EventParser
 from pgnexus.providers.provider import Delta, OnDelta
-from pgnexus.providers.sse import Event, EventParser
 
 _DONE: Final = b"[DONE]"
 _REASONING: Final = ("reasoning_content", "reasoning")

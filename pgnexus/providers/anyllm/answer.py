@@ -7,8 +7,8 @@ from typing import Any, Final
 from pgnexus import storable
 from pgnexus.errors import AnswerTooLong, BadAnswer, ProviderError
 from pgnexus.messages import Usage
-from pgnexus.providers import openai_chat
-from pgnexus.providers.anyllm_exchange import Exchange
+from pgnexus.providers.anyllm.exchange import Exchange
+from pgnexus.providers.openai import chat
 from pgnexus.providers.provider import Completion, Delta
 
 _UNNAMED: Final = (None, "", "None", "unknown")
@@ -37,7 +37,7 @@ def _completion(data: dict[str, Any], model: str, any_llm: str, exchange: Exchan
     if data.get("model") in _UNNAMED:
         data["model"] = model
     try:
-        return openai_chat.completion(data, model, exchange.where)
+        return chat.completion(data, model, exchange.where)
     except ProviderError as error:
         error.usage = counted(data.get("usage"))  # an answer that is of no use is paid for all the same
         raise
@@ -45,7 +45,7 @@ def _completion(data: dict[str, Any], model: str, any_llm: str, exchange: Exchan
 
 def counted(usage: Any) -> Usage | None:
     """The tokens of an answer in OpenAI's form; None when the vendor counted none."""
-    found = openai_chat.usage(usage, "prompt_tokens", "completion_tokens")
+    found = chat.usage(usage, "prompt_tokens", "completion_tokens")
     return found if found.total_tokens else None
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from pgnexus.messages import LLMRequest, Message, Usage
-from pgnexus.nexus.attempt import Estimate
+from pgnexus.nexus.books.attempt import Estimate
 from pgnexus.providers.catalogue import Vendor
 from pgnexus.providers.models import card
 from pgnexus.providers.prices import cost

@@ -11,14 +11,15 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from pgnexus.errors import NoCandidate, ProviderError, ProviderTimeout
-from pgnexus.providers import anyllm_answer, anyllm_request
-from pgnexus.providers.anyllm_errors import translated
-from pgnexus.providers.anyllm_exchange import CURRENT, Exchange
+from pgnexus.providers.anyllm import answer as answers
+from pgnexus.providers.anyllm.errors import translated
+from pgnexus.providers.anyllm.exchange import CURRENT, Exchange
+from pgnexus.providers.anyllm.request import parameters as call_parameters
 from pgnexus.providers.provider import bare
 
 if TYPE_CHECKING:
     from pgnexus.messages import LLMRequest
-    from pgnexus.providers.anyllm_client import Client
+    from pgnexus.providers.anyllm.client import Client
     from pgnexus.providers.catalogue import Vendor
     from pgnexus.providers.provider import Completion, OnDelta
 
@@ -49,7 +50,7 @@ class AnyLLMWire:
     ) -> Completion:
         """Ask once; see `Provider.complete`."""
         where = f"{self._vendor.name}/{model}"
-        parameters = anyllm_request.parameters(request, model, self._any_llm, where)
+        parameters = call_parameters(request, model, self._any_llm, where)
         exchange = Exchange(where, self._max_bytes)
         token = CURRENT.set(exchange)
         try:
@@ -85,24 +86,24 @@ class AnyLLMWire:
         model = parameters["model"]
         try:
             if on_delta is None or not keywords.get("stream"):
-                whole = anyllm_answer.completion(answer, model, self._any_llm, exchange)
+                whole = answers.completion(answer, model, self._any_llm, exchange)
                 if on_delta is not None:
-                    on_delta(anyllm_answer.told_at_once(whole))
+                    on_delta(answers.told_at_once(whole))
                 return whole
             return await self._streamed(
-                answer, anyllm_answer.Pieces(model, self._any_llm, exchange), on_delta, exchange
+                answer, answers.Pieces(model, self._any_llm, exchange), on_delta, exchange
             )
         except ProviderError as error:
             return error
 
     async def _streamed(
-        self, stream: Any, pieces: anyllm_answer.Pieces, on_delta: OnDelta, exchange: Exchange
+        self, stream: Any, pieces: answers.Pieces, on_delta: OnDelta, exchange: Exchange
     ) -> Completion | ProviderError:
         chunks = aiter(stream)
         try:
             while (chunk := await self._guarded(anext(chunks, _NOBODY), exchange)) is not _NOBODY:
                 if isinstance(chunk, ProviderError):
-                    chunk.usage = anyllm_answer.counted(pieces.usage)
+                    chunk.usage = answers.counted(pieces.usage)
                     return chunk
                 if (delta := pieces.add(chunk)) is not None:
                     on_delta(delta)
@@ -131,7 +132,7 @@ class AnyLLMWire:
     def _build(self, loop: asyncio.AbstractEventLoop) -> Client:
         if self._vendor.missing is not None:
             raise NoCandidate(f"provider {self._vendor.name}: {self._vendor.missing}")
-        from pgnexus.providers.anyllm_client import Client  # noqa: PLC0415 - imports any-llm, an extra
+        from pgnexus.providers.anyllm.client import Client  # noqa: PLC0415 - imports any-llm, an extra
 
         for name in _TALKERS:
             logger = logging.getLogger(name)

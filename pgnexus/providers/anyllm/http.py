@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from pgnexus.errors import AnswerTooLong, BadAnswer
-from pgnexus.providers.anyllm_exchange import CURRENT, Exchange
+from pgnexus.providers.anyllm.exchange import CURRENT, Exchange
 from pgnexus.providers.http import proxy_for
 
 _CONNECT_TIMEOUT = 10.0

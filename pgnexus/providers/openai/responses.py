@@ -13,8 +13,8 @@ from pydantic_core import to_json
 from pgnexus import storable
 from pgnexus.errors import BadAnswer, ContentFiltered, ProviderError
 from pgnexus.messages import LLMRequest, Message, Usage
-from pgnexus.providers import openai_chat
 from pgnexus.providers.catalogue import Vendor
+from pgnexus.providers.openai import chat
 from pgnexus.providers.provider import Completion
 
 _PART_TYPES = {"text": "input_text", "file": "input_file"}
@@ -91,11 +91,11 @@ def _completion(
     cleaned, mended = storable.clean(message)
     calls = cleaned.get("tool_calls")
     if calls:
-        cleaned["tool_calls"] = openai_chat.tool_calls(cleaned["tool_calls"], where)
+        cleaned["tool_calls"] = chat.tool_calls(cleaned["tool_calls"], where)
     return Completion(
         message=cleaned,
         text=cleaned["content"],
-        model=openai_chat.short(answer.get("model")) or model,
+        model=chat.short(answer.get("model")) or model,
         finish_reason=reason,
         usage=usage(answer.get("usage")),
         mended=mended,
@@ -104,7 +104,7 @@ def _completion(
 
 def usage(counted: Any) -> Usage:
     """The tokens of an answer, under this API's names."""
-    return openai_chat.usage(counted, "input_tokens", "output_tokens")
+    return chat.usage(counted, "input_tokens", "output_tokens")
 
 
 def _thoughts(item: dict[str, Any]) -> list[str]:

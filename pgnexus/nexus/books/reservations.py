@@ -21,7 +21,7 @@ from pydantic_core import to_json
 
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
-from pgnexus.nexus.attempt import Charge, Estimate
+from pgnexus.nexus.books.attempt import Charge, Estimate
 
 log = logging.getLogger(__name__)
 

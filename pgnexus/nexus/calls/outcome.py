@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from pgnexus.errors import ProviderError
 from pgnexus.messages import Usage
-from pgnexus.nexus.attempt import Attempt
+from pgnexus.nexus.books.attempt import Attempt
 from pgnexus.nexus.selection import Candidate
 from pgnexus.providers.provider import Completion
 

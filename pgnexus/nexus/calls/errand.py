@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pgnexus.messages import LLMRequest
-from pgnexus.nexus.attempt import Attempt
-from pgnexus.nexus.breakers import Breakers
-from pgnexus.nexus.complaints import Complaints
+from pgnexus.nexus.books.attempt import Attempt
+from pgnexus.nexus.books.reservations import Reservations
+from pgnexus.nexus.calls.breakers import Breakers
+from pgnexus.nexus.calls.complaints import Complaints
 from pgnexus.nexus.limits.gate import Gate
-from pgnexus.nexus.reservations import Reservations
 from pgnexus.providers.catalogue import Vendor
 from pgnexus.providers.provider import Delta, Provider
 from pgnexus.settings import Settings

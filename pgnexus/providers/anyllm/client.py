@@ -11,7 +11,7 @@ from any_llm.exceptions import MissingApiKeyError, UnsupportedProviderError
 from any_llm.providers.openai.base import BaseOpenAIProvider
 
 from pgnexus.errors import NoCandidate
-from pgnexus.providers.anyllm_http import open_client
+from pgnexus.providers.anyllm.http import open_client
 from pgnexus.providers.catalogue import Vendor
 
 _BLOCKING: Final = (

@@ -17,7 +17,7 @@ from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.errors import DatabaseUnavailable, ProviderError, TooManyRequests
 from pgnexus.looper import Looper
-from pgnexus.nexus.complaints import is_the_requests_own
+from pgnexus.nexus.calls.complaints import is_the_requests_own
 from pgnexus.nexus.selection import Candidate
 from pgnexus.providers.provider import Completion
 from pgnexus.settings import Settings

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pgnexus import storable
 from pgnexus.errors import BadAnswer
-from pgnexus.providers.openai_stream import AnswerStream, Refuse, Text
+from pgnexus.providers.openai.stream import AnswerStream, Refuse, Text
 from pgnexus.providers.provider import OnDelta
 
 _LAST: Final = ("response.completed", "response.incomplete")

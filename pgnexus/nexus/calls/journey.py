@@ -6,10 +6,10 @@ import asyncio
 import random
 
 from pgnexus.errors import BadRequest, ContentFiltered, ContextTooLong, ProviderError, ProviderUnavailable
-from pgnexus.nexus.call import PATIENCE, Answer, Call
-from pgnexus.nexus.errand import Errand, Instruments
+from pgnexus.nexus.calls.call import PATIENCE, Answer, Call
+from pgnexus.nexus.calls.errand import Errand, Instruments
+from pgnexus.nexus.calls.outcome import Held, RouteOutcome
 from pgnexus.nexus.limits.permit import OverLimit
-from pgnexus.nexus.outcome import Held, RouteOutcome
 from pgnexus.nexus.selection import Candidate, Selection
 from pgnexus.providers.models import card
 from pgnexus.providers.provider import Completion

@@ -22,10 +22,10 @@ from pgnexus.errors import (
     ProviderUnavailable,
 )
 from pgnexus.messages import ApiVersion
-from pgnexus.providers import openai_chat, openai_errors, openai_responses
 from pgnexus.providers.http import HttpClient, proxy_for, within
-from pgnexus.providers.openai_responses_stream import ResponsesStream
-from pgnexus.providers.openai_stream import AnswerStream, ChatStream
+from pgnexus.providers.openai import chat, errors, responses
+from pgnexus.providers.openai.responses_stream import ResponsesStream
+from pgnexus.providers.openai.stream import AnswerStream, ChatStream
 from pgnexus.providers.provider import Completion, Delta, bare
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pgnexus.providers.provider import OnDelta
 
 _LARGE_BODY = 512 * 1024  # aiohttp writes larger bytes in one go, which would hold up the event loop
-_APIS: dict[ApiVersion, Any] = {"chat_completions": openai_chat, "responses": openai_responses}
+_APIS: dict[ApiVersion, Any] = {"chat_completions": chat, "responses": responses}
 _FAREWELL = 0.1  # seconds for the last bytes after the last event, so that the connection can be used again
 
 
@@ -77,7 +77,7 @@ class OpenAIWire:
         failure: ProviderError | None = None
         try:
             answer = await self._ask(url, data, timeout, where, stream)
-            if openai_errors.inside(answer):
+            if errors.inside(answer):
                 raise self._refused(answer, b"", where)
             completion: Completion = api.completion(answer, model, where)
         except ProviderError as error:
@@ -185,21 +185,21 @@ class OpenAIWire:
             except ValueError:
                 if status == 200:
                     kind = headers.get("Content-Type", "no content type")
-                    words = openai_errors.safe_words(raw[:200].decode(errors="replace"), self._key)
+                    words = errors.safe_words(raw[:200].decode(errors="replace"), self._key)
                     raise BadAnswer(f"{where}: not JSON ({kind}): {words}") from None
         if status != 200:
             text = raw[:20000].decode(errors="replace")
-            raise openai_errors.refusal(status, answer, headers, where=where, key=self._key, raw=text)
+            raise errors.refusal(status, answer, headers, where=where, key=self._key, raw=text)
         return answer
 
     def _refused(self, body: Any, raw: bytes, where: str) -> ProviderError:
         """The error that an answer of HTTP 200 holds."""
         text = (raw or to_json(storable.clean(body)[0]))[:20000].decode(errors="replace")
-        status = openai_errors.status_inside(body)
-        return openai_errors.refusal(status, body, {}, where=where, key=self._key, raw=text)
+        status = errors.status_inside(body)
+        return errors.refusal(status, body, {}, where=where, key=self._key, raw=text)
 
     def _said(self, error: BaseException) -> str:
-        return openai_errors.safe_words(str(error) or "no words", self._key)
+        return errors.safe_words(str(error) or "no words", self._key)
 
 
 def _late(timeout: float, where: str) -> ProviderTimeout:

@@ -21,9 +21,9 @@ from pgnexus.errors import (
     ProviderTimeout,
 )
 from pgnexus.messages import Usage
-from pgnexus.nexus.attempt import Attempt, Estimate
-from pgnexus.nexus.errand import Errand, Instruments
-from pgnexus.nexus.estimate import estimate
+from pgnexus.nexus.books.attempt import Attempt, Estimate
+from pgnexus.nexus.books.estimate import estimate
+from pgnexus.nexus.calls.errand import Errand, Instruments
 from pgnexus.nexus.limits.permit import UNLIMITED, Ask, OverBudget, OverLimit, Permit
 from pgnexus.nexus.selection import Candidate
 from pgnexus.providers.prices import cost

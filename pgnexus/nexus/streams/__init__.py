@@ -1,0 +1,1 @@
+"""Beside `route_llm`: answers into the database while they come."""

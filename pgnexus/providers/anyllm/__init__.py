@@ -1,0 +1,1 @@
+"""All other wires, through any-llm-sdk; nothing of it is imported before its first call."""
