@@ -28,7 +28,7 @@ from pgnexus.messages import LLMRequest, Usage, new_request_id
 from pgnexus.nexus.calls.errand import Errand
 from pgnexus.nexus.calls.outcome import RouteOutcome
 from pgnexus.nexus.router import LLMRouter
-from pgnexus.providers.provider import Delta
+from pgnexus.providers.provider import Completion, Delta
 from pgnexus.testing import FakeLLM
 
 FIRST, SECOND, THIRD = "openai/gpt-4o", "xai/grok-4.7", "mistral/mistral-large-4"
@@ -242,3 +242,13 @@ async def test_a_stream_that_broke_is_discarded_before_the_next_one_speaks():
     assert outcomes(outcome) == [("openai", "bad_answer"), ("xai", "success")]
     assert heard[:2] == ["one tw", "DISCARD"]
     assert "".join(heard[2:]) == "one two three"
+
+
+async def test_a_price_of_the_settings_holds_whatever_name_the_vendor_answers_with():
+    told = Usage(prompt_tokens=1_000_000, total_tokens=1_000_000)
+    message = {"role": "assistant", "content": "Hi"}
+    dated = Completion(message, "Hi", "gpt-4o-2024-08-06", "stop", told)
+    prices = {FIRST: {"input_price": 7, "output_price": 1}}
+    outcome = await travel(Script(openai=[dated]), models=prices)
+    assert outcome.cost == 7
+    assert (await travel(Script(openai=[dated]))).cost == Decimal("2.5")

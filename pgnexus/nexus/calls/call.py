@@ -213,11 +213,12 @@ class Call:
         )
 
     def _price(self, model: str, usage: Usage) -> Decimal | None:
-        """By the name that the vendor gave, else by the one it was asked by."""
-        price = cost(self._vendor, model, usage, self._with.settings)
-        if price is None and model != self._candidate.model:
-            price = cost(self._vendor, self._candidate.model, usage, self._with.settings)
-        return price
+        """By the settings' prices of what was asked, else by the name that the vendor gave, else by the one asked."""
+        settings, asked = self._with.settings, self._candidate.model
+        row = settings.models.get(str(self._candidate))
+        names = (asked, model) if row is not None and row.input_price is not None else (model, asked)
+        prices = (cost(self._vendor, name, usage, settings) for name in names)
+        return next((price for price in prices if price is not None), None)
 
     def _left(self) -> float:
         deadline = self._errand.deadline
