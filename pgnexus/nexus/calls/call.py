@@ -119,9 +119,9 @@ class Call:
         if self._errand.turn:
             return None
         provider, agent = self._candidate.provider, self._errand.request.agent_id
-        keys = [f"key:{name}" for name in self._vendor.api_key_env[:1]]
-        scopes = (str(self._candidate), provider, *keys, *([] if agent is None else [f"agent:{agent}"]))
-        return next((scope for scope in scopes if self._with.waits(scope)), None)
+        key = self._with.key_scopes[provider]
+        scopes = (str(self._candidate), provider, key and f"key:{key}", agent and f"agent:{agent}")
+        return next((scope for scope in scopes if scope and self._with.waits(scope)), None)
 
     async def _reserve(self) -> None:
         """Note the call as in flight; one that a budget pays for begins when that is stored."""
