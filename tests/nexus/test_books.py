@@ -25,6 +25,7 @@ from tests.nexus.books import (
 from tests.system import sql
 
 NIL = "00000000-0000-0000-0000-000000000000"
+TOKENS = ("prompt_tokens", "completion_tokens")
 CHARGE = {"scope": "agent:a", "kind": "usd_per_day", "period": "2030-01-01", "reserved": "0.5"}
 
 
@@ -247,6 +248,18 @@ async def test_a_cancelled_request_is_told_what_its_abandoned_call_cost(db):
         1,
         False,
     )
+
+
+@pytest.mark.parametrize("over", [{"prompt_tokens": 0, "completion_tokens": 0, "cost": None}, {}])
+async def test_who_cancels_between_two_tries_is_told_of_the_first(db, over):
+    one = await worker(db)
+    request_id = await request(db)
+    failure = call(outcome="provider_unavailable", **over)
+    assert await settle(db, one, item(await take(db, one), "retry", failure, delay=60)) == [request_id]
+    await sql(db, "select pgnexus.cancel(%s)", [request_id])
+    row = await stored(db, request_id)
+    told = (row.status, row.cost, row.prompt_tokens, row.completion_tokens, row.attempts)
+    assert told == ("cancelled", failure["cost"] and Decimal("0.01"), *map(failure.get, TOKENS), 1)
 
 
 async def test_late_calls_wait_for_a_result_that_is_still_on_its_way(db):

@@ -107,7 +107,7 @@ begin
 end
 $$;
 
--- What a late answer used is paid for, once.
+-- What a late answer used is paid for, once; calls that used nothing are counted all the same.
 create function pgnexus.book_late_results(p_messages jsonb[], p_ended uuid[]) returns void
 language sql set search_path = pg_catalog, pgnexus as $$
   update pgnexus.job_results j
@@ -117,7 +117,7 @@ language sql set search_path = pg_catalog, pgnexus as $$
   from (
     select distinct on (r.request_id) r.*
     from pgnexus.read_results(p_messages) r
-    where r.total_tokens > 0 order by r.request_id, r.ordinal desc
+    where r.total_tokens > 0 or r.attempts > 0 order by r.request_id, r.total_tokens desc nulls last, r.ordinal desc
   ) l
   where j.request_id = l.request_id and j.status in ('failed', 'timeout', 'cancelled')
     and coalesce(j.total_tokens, 0) = 0
