@@ -18,9 +18,9 @@ from pgnexus.cli.verb import Cli, verb
 from pgnexus.complexity import TASK_COMPLEXITY, Complexity, complexity_for
 from pgnexus.errors import InvalidRequest
 from pgnexus.messages import ModelInfo
-from pgnexus.nexus.standings import read_standings
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.selection import Conditions, Explanation, Needs, Wanted
+from pgnexus.nexus.standings import read_standings
 from pgnexus.providers import build_providers
 from pgnexus.providers.catalogue import catalogue
 from pgnexus.providers.models import ModelCard, card

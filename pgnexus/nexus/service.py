@@ -13,7 +13,6 @@ from pgnexus.messages import REQUESTS_CHANNEL
 from pgnexus.nexus.books.bookkeeper import Bookkeeper
 from pgnexus.nexus.books.reservations import Reservations
 from pgnexus.nexus.calls.breakers import Breakers
-from pgnexus.nexus.standings import Standings
 from pgnexus.nexus.consumer import QueueConsumer
 from pgnexus.nexus.housekeeping import Housekeeping
 from pgnexus.nexus.limits.gate import Gate
@@ -21,6 +20,7 @@ from pgnexus.nexus.model_board import ModelBoard
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.savings import Savings
 from pgnexus.nexus.settler import Settler
+from pgnexus.nexus.standings import Standings
 from pgnexus.nexus.streams.chunks import ChunkWriter
 from pgnexus.nexus.workflow import FLOW_SLUG, LLMRequestWorkflow
 from pgnexus.providers.provider import Provider

@@ -11,9 +11,9 @@ from system import sql, until
 from pgnexus.db.database import Database
 from pgnexus.messages import LLMRequest, new_request_id
 from pgnexus.nexus import standings
-from pgnexus.nexus.standings import Standings, read_standings
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.selection import Candidate, Standing, Wanted
+from pgnexus.nexus.standings import Standings, read_standings
 from pgnexus.providers import build_providers
 from pgnexus.settings import Settings
 
