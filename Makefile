@@ -32,6 +32,8 @@ bench: .venv/dev.stamp ## measure throughput, latency, commits and WAL; see benc
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.flow
 	@$(BIN)/python -m benchmarks.router --memory
+	@$(BIN)/python -m benchmarks.limits
+	@$(BIN)/python -m benchmarks.streaming
 
 chaos: .venv/dev.stamp ## the tests that kill things, CHAOS_ROUNDS times (5), and a thousand drawn flows
 	@PGNEXUS_PROPERTY_EXAMPLES=1000 $(BIN)/pytest -q tests/flow/test_properties.py --timeout 3600
