@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import psycopg
+
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.messages import LLMRequest, Usage
@@ -98,7 +100,7 @@ class Savings:
         }
         try:
             [row] = await self._db.query("look_up_answer", params)
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, psycopg.Error) as error:
             log.warning("request %s: asked anew, no saving could be looked up: %s", request.request_id, error)
             return "ask"
         if row.how == "follow":

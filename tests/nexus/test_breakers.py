@@ -18,10 +18,13 @@ from pgnexus.errors import (
     ProviderUnavailable,
     TooManyRequests,
 )
-from pgnexus.messages import Usage
+from pgnexus.messages import LLMRequest, Usage, new_request_id
 from pgnexus.nexus.calls.breakers import Breakers
+from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.selection import Candidate
 from pgnexus.providers.provider import Completion
+from pgnexus.testing import FakeLLM
+from tests.nexus.gates import gate
 
 ONE = Candidate("openai", "gpt-4o")
 OTHER = Candidate("openai", "gpt-4o-mini")
@@ -48,6 +51,11 @@ async def worker(database_url) -> AsyncIterator[Worker]:
             return breakers
 
         yield start
+
+
+def request(**fields: object) -> LLMRequest:
+    said = [{"role": "user", "content": "Hello"}]
+    return LLMRequest.model_validate({"request_id": new_request_id(), "messages": said} | fields)
 
 
 def hear(breakers: Breakers, *answers: Completion | Exception, candidate: Candidate = ONE) -> None:
@@ -143,20 +151,21 @@ async def test_a_probe_that_fails_opens_it_for_twice_as_long_up_to_a_limit(worke
 
 
 async def test_a_probe_that_was_given_up_leaves_the_right_to_another(worker, db):
-    here = await worker()
+    here, there = await worker(), await worker()
     hear(here, DOWN, DOWN, DOWN)
-    await opened(here)
+    await opened(there)
     await until(lambda: sql(db, "select 1 from nexus.breakers"))
     await time_passes(db)
 
     async def due() -> bool:
-        return here.open_for(ONE) == 0
+        return here.open_for(ONE) == there.open_for(ONE) == 0
 
     await until(due)
     assert await here.wait_for(ONE) == 0
+    assert await there.wait_for(ONE) > 0
     here.give_up(ONE)
-    await sql(db, "update nexus.breakers set probe_until = clock_timestamp() - interval '1 second'")
-    assert await here.wait_for(ONE) == 0
+    await until(lambda: sql(db, "select 1 from nexus.breakers where probe_until is null"))
+    assert await there.wait_for(ONE) == 0
 
 
 async def test_a_retry_after_is_kept_by_all_to_the_second_and_needs_no_probe(worker, db):
@@ -205,3 +214,71 @@ async def test_many_workers_that_see_one_outage_count_it_once(worker, db):
     for one in workers:
         await one.stop()
     assert await sql(db, "select times from nexus.breakers") == [(1,)]
+
+
+async def test_a_retry_after_that_is_over_is_no_failure(worker, db):
+    here = await worker()
+    hear(here, TooManyRequests("slow down", retry_after=17.0))
+    await until(lambda: sql(db, "select 1 from nexus.breakers"))
+    await time_passes(db)
+
+    async def over() -> bool:
+        return here.open_for(ONE) is None
+
+    await until(over)
+    hear(here, DOWN, DOWN)
+    assert here.open_for(ONE) is None
+    hear(here, DOWN)
+    assert 55 < (here.open_for(ONE) or 0) <= 60
+    await until(lambda: sql(db, "select 1 from nexus.breakers where reason = 'failures' and times = 1"))
+    [(left,)] = await sql(
+        db, "select extract(epoch from open_until - clock_timestamp())::float from nexus.breakers"
+    )
+    assert left <= 60
+
+
+def broken(_: object) -> object:
+    raise RuntimeError("a fault of ours")
+
+
+async def probe_is_due(here: Breakers, db: Database) -> None:
+    hear(here, DOWN, DOWN, DOWN)
+    await until(lambda: sql(db, "select 1 from nexus.breakers"))
+    await time_passes(db)
+
+    async def due() -> bool:
+        return here.open_for(ONE) == 0
+
+    await until(due)
+
+
+@pytest.mark.parametrize("why", ["quota_exceeded", "internal"])
+async def test_a_call_that_tells_nothing_of_the_vendor_closes_nothing(worker, db, database_url, why):
+    """The one that was to probe was over its budget, or failed in our own code."""
+    here = await worker()
+    await probe_is_due(here, db)
+    fake = FakeLLM()
+    settings = fast(database_url, budgets={"openai": {"tokens_per_day": 1}})
+    async with gate(db, budgets={"openai": {"tokens_per_day": 1}}) as budget:
+        router = LLMRouter(
+            settings, fake(settings), breakers=here, gate=budget if why == "quota_exceeded" else None
+        )
+        fake.answer = broken
+        outcome = await router.route(request(model=str(ONE)))
+    assert outcome.error is not None
+    assert outcome.error.type == why
+    assert here.open_for(ONE) == 0
+    await until(lambda: sql(db, "select 1 from nexus.breakers where probe_until is null"))
+
+
+async def test_who_waits_for_a_probe_comes_back_less_and_less_often(worker, db, database_url):
+    """Not after a second each time: that would use up all attempts while the vendor keeps the probe waiting."""
+    here = await worker()
+    fake = FakeLLM()
+    settings = fast(database_url)
+    router = LLMRouter(settings, fake(settings), breakers=here)
+    await probe_is_due(here, db)
+    assert await here.wait_for(ONE) == 0  # the probe
+    other = await router.route(request(model=str(ONE)))
+    assert other.error is not None
+    assert (other.retryable, other.retry_after, fake.calls) == (True, None, [])

@@ -13,6 +13,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.errors import DatabaseUnavailable, ProviderError, TooManyRequests
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 _CHANNEL = "pgnexus_breakers"
 _PROBE = 60.0  # seconds for which a worker has the right to probe
 _PROBE_ELSEWHERE = 1.0  # seconds until one looks again whether another worker's probe came to something
+_MOST_COUNTED = 10_000  # models; their names may be the callers' words
 _WORTH_SHARING = 0.5  # seconds; a shorter Retry-After is over before the others know
 
 
@@ -80,7 +83,7 @@ class Breakers:
         try:
             [row] = await self._db.query("probe_breaker", self._named(candidate) | {"seconds": _PROBE})
             granted = row.granted
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, psycopg.Error) as error:
             log.warning("%s: whether it may be probed is not known: %s", candidate, error)
         finally:
             if not granted:
@@ -89,23 +92,30 @@ class Breakers:
 
     def give_up(self, candidate: Candidate) -> None:
         """A call came to nothing that would tell of the vendor: another one may probe."""
-        self._probing.discard(candidate)
+        if candidate in self._probing:
+            self._probing.discard(candidate)
+            self._tell("leave_probe", self._named(candidate))
 
     def hear(self, candidate: Candidate, answer: Completion | ProviderError) -> None:
         """What a call came to."""
+        known = self._open.get(candidate)
+        probed = known is not None and known.probes
+        if isinstance(answer, TooManyRequests) and (answer.retry_after or 0) < _WORTH_SHARING:
+            self.give_up(candidate)
+            return
         self._probing.discard(candidate)
         if isinstance(answer, Completion) or is_the_requests_own(answer):
             self._in_a_row.pop(candidate, None)
-            if candidate in self._open and self._open[candidate].probes:
+            if probed:
                 del self._open[candidate]
                 log.warning("%s: answers again, its breaker is closed", candidate)
                 self._tell("close_breaker", self._named(candidate))
         elif isinstance(answer, TooManyRequests):
-            if answer.retry_after is not None and answer.retry_after >= _WORTH_SHARING:
-                self._leave_alone(candidate, "rate_limited", answer.retry_after)
+            self._leave_alone(candidate, "rate_limited", answer.retry_after or 0)
         else:
+            if len(self._in_a_row) >= _MOST_COUNTED:
+                self._in_a_row.clear()
             count = self._in_a_row[candidate] = self._in_a_row.get(candidate, 0) + 1
-            probed = candidate in self._open
             if count >= self._failures_allowed or probed:
                 self._leave_alone(candidate, "failures", self._seconds)
 
@@ -127,7 +137,7 @@ class Breakers:
     async def _told(self, query: Coroutine[Any, Any, list[Any]]) -> None:
         try:
             await query
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, psycopg.Error) as error:
             log.warning("a breaker was not told to the other workers: %s", error)
 
     async def _read(self) -> float | None:

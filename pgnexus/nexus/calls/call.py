@@ -52,6 +52,8 @@ class Call:
         self._started_at = datetime.now(UTC)
         self._start = self._clock()
         self._said = False
+        self.was_made = False
+        """Whether the vendor was asked, so that the answer is its own."""
 
     async def make(self) -> Answer:
         """The completion, the vendor's refusal, or which limit has no room for the call."""
@@ -72,6 +74,7 @@ class Call:
         """The call itself, with everything noted that is to be known of it."""
         await self._reserve()
         self._started_at, self._start = datetime.now(UTC), self._clock()
+        self.was_made = True
         answer: Completion | ProviderError | None = None
         try:
             answer = await self._ask(timeout, watched)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 
-from pgnexus.errors import BadRequest, ContentFiltered, ContextTooLong, ProviderError, ProviderUnavailable
+from pgnexus.errors import (
+    BadRequest,
+    ContentFiltered,
+    ContextTooLong,
+    InternalFailure,
+    ProviderError,
+    ProviderUnavailable,
+)
 from pgnexus.nexus.calls.call import PATIENCE, Answer, Call
 from pgnexus.nexus.calls.errand import Errand, Instruments
 from pgnexus.nexus.calls.outcome import Held, RouteOutcome
@@ -68,8 +75,7 @@ class Journey:
         breakers, retries = self._with.breakers, 0
         while True:
             if breakers is not None and (wait := await breakers.wait_for(candidate)) > 0:
-                words = f"{candidate}: left alone for {wait:.3g} s more after what it answered to others"
-                return ProviderUnavailable(words, retry_after=wait)
+                return _left_alone(candidate, wait, probed=breakers.open_for(candidate) == 0)
             answer = await self._asked(candidate)
             if not isinstance(answer, ProviderError) or not answer.retryable:
                 return answer
@@ -82,9 +88,11 @@ class Journey:
     async def _asked(self, candidate: Candidate) -> Answer:
         """One call, and word of it to whoever watches the vendor."""
         told: Completion | ProviderError | None = None
+        call = Call(self._with, self._errand, candidate)
         try:
-            answer = await Call(self._with, self._errand, candidate).make()
-            told = None if isinstance(answer, OverLimit) else answer
+            answer = await call.make()
+            if call.was_made and not isinstance(answer, OverLimit | InternalFailure):
+                told = answer
             return answer
         finally:
             if told is not None:
@@ -110,6 +118,16 @@ class Journey:
         known = [wait for wait in waits if wait is not None]
         retry_after = min(known) if known and len(known) == len(waits) and not fast else None
         return RouteOutcome(error=error, candidate=candidate, attempts=calls, retry_after=retry_after)
+
+
+def _left_alone(candidate: Candidate, wait: float, *, probed: bool) -> ProviderUnavailable:
+    """Nobody knows how long a probe takes: until it has come to something, each who waits comes back less often."""
+    if probed:
+        return ProviderUnavailable(
+            f"{candidate}: left alone while another call finds out whether it answers again"
+        )
+    words = f"{candidate}: left alone for {wait:.3g} s more after what it answered to others"
+    return ProviderUnavailable(words, retry_after=wait)
 
 
 def _wait_after(error: ProviderError, retries: int) -> float:

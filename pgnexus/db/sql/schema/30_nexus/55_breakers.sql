@@ -14,16 +14,17 @@ create table nexus.breakers (
 );
 
 -- Leave a model alone for p_seconds: after failures doubled each time it comes to nothing, 300 at most; after a vendor's own
--- Retry-After just as long as it said.
+-- Retry-After just as long as it said, and that begins the count anew. What nobody has asked for in a day is forgotten.
 create function nexus.open_breaker(p_provider text, p_model text, p_reason text, p_seconds double precision) returns void
 language plpgsql set search_path = pg_catalog, nexus as $$
 begin
-  insert into nexus.breakers as b (provider, model, reason, open_until)
-  values (p_provider, p_model, p_reason, clock_timestamp() + make_interval(secs => p_seconds))
+  delete from nexus.breakers b where b.open_until < clock_timestamp() - interval '1 day';
+  insert into nexus.breakers as b (provider, model, reason, open_until, times)
+  values (p_provider, p_model, p_reason, clock_timestamp() + make_interval(secs => p_seconds), (p_reason = 'failures')::int)
   on conflict (provider, model) do update set
     reason = excluded.reason,
-    times = b.times + case when excluded.reason = 'failures' then 1 else 0 end,
-    open_until = greatest(b.open_until, case when excluded.reason = 'failures'
+    times = case when b.reason = excluded.reason then b.times else 0 end + excluded.times,
+    open_until = greatest(b.open_until, case when excluded.reason = 'failures' and b.reason = 'failures'
       then clock_timestamp() + make_interval(secs => least(300, p_seconds * 2.0 ^ least(b.times, 16)))
       else excluded.open_until end),
     probe_until = null
@@ -45,6 +46,12 @@ begin
   return found or not exists (
     select from nexus.breakers b where b.provider = p_provider and b.model = p_model);
 end
+$$;
+
+-- The call came to nothing that would tell: another one may probe.
+create function nexus.leave_probe(p_provider text, p_model text) returns void
+language sql set search_path = pg_catalog, nexus as $$
+  update nexus.breakers b set probe_until = null where b.provider = p_provider and b.model = p_model
 $$;
 
 create function nexus.close_breaker(p_provider text, p_model text) returns void

@@ -1,0 +1,1 @@
+select nexus.leave_probe(%(provider)s, %(model)s)
