@@ -24,6 +24,7 @@ begin
     select i.item ->> 'outcome', array_agg((i.item ->> 'run_id')::uuid), array_agg(i.item ->> 'step'),
            array_agg((i.item ->> 'attempt')::int), array_agg(i.item)
     from unnest(p_items) as i (item) group by 1
+    order by i.item ->> 'outcome' = 'park'  -- last: who parks holds flights that others may be ending
   loop
     v_done := array(select nexus.settle_all(v_outcome, p_worker_id, v_runs, v_steps, v_attempts, v_items, p_notify));
     v_settled := v_settled || v_done;

@@ -18,6 +18,9 @@ declare
   v_charges jsonb[];
 begin
   perform set_config('synchronous_commit', 'off', true);
+  if cardinality(p_lost) > 0 then  -- before any row: who is burying this instance wants all of them
+    perform nexus.lock_burial(p_instance, true);
+  end if;
   if p_calls is not null then
     insert into nexus.reservations (instance_id, number, calls) values (p_instance, p_number, p_calls)
     on conflict do nothing;
@@ -29,7 +32,6 @@ begin
     where r.instance_id = p_instance and r.number = d.number;
   end if;
   if cardinality(p_lost) > 0 then
-    perform nexus.lock_burial(p_instance, true);
     v_charges := (select b.charges from nexus.book_unknown(p_instance, p_lost) b);
     if v_charges is not null then
       perform nexus.charge(p_instance, v_charges);
