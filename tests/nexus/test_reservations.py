@@ -11,7 +11,7 @@ import pytest
 
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
-from pgnexus.nexus import reservations as module
+from pgnexus.nexus.books import reservations as module
 from pgnexus.nexus.books.attempt import Charge, Estimate
 from pgnexus.nexus.books.bookkeeper import Bookkeeper
 from pgnexus.nexus.books.reservations import Reservations

@@ -211,7 +211,7 @@ begin
 end
 $$;
 
--- What a late answer used is paid for, once.
+-- What a late answer used is paid for, once; calls that used nothing are counted all the same.
 create or replace function pgnexus.book_late_results(p_messages jsonb[], p_ended uuid[]) returns void
 language sql set search_path = pg_catalog, pgnexus as $$
   update pgnexus.job_results j
@@ -221,7 +221,7 @@ language sql set search_path = pg_catalog, pgnexus as $$
   from (
     select distinct on (r.request_id) r.*
     from pgnexus.read_results(p_messages) r
-    where r.total_tokens > 0 order by r.request_id, r.ordinal desc
+    where r.total_tokens > 0 or r.attempts > 0 order by r.request_id, r.total_tokens desc nulls last, r.ordinal desc
   ) l
   where j.request_id = l.request_id and j.status in ('failed', 'timeout', 'cancelled')
     and coalesce(j.total_tokens, 0) = 0
@@ -737,6 +737,7 @@ begin
     select i.item ->> 'outcome', array_agg((i.item ->> 'run_id')::uuid), array_agg(i.item ->> 'step'),
            array_agg((i.item ->> 'attempt')::int), array_agg(i.item)
     from unnest(p_items) as i (item) group by 1
+    order by i.item ->> 'outcome' = 'park'  -- last: who parks holds flights that others may be ending
   loop
     v_done := array(select nexus.settle_all(v_outcome, p_worker_id, v_runs, v_steps, v_attempts, v_items, p_notify));
     v_settled := v_settled || v_done;
@@ -968,6 +969,9 @@ declare
   v_charges jsonb[];
 begin
   perform set_config('synchronous_commit', 'off', true);
+  if cardinality(p_lost) > 0 then  -- before any row: who is burying this instance wants all of them
+    perform nexus.lock_burial(p_instance, true);
+  end if;
   if p_calls is not null then
     insert into nexus.reservations (instance_id, number, calls) values (p_instance, p_number, p_calls)
     on conflict do nothing;
@@ -979,7 +983,6 @@ begin
     where r.instance_id = p_instance and r.number = d.number;
   end if;
   if cardinality(p_lost) > 0 then
-    perform nexus.lock_burial(p_instance, true);
     v_charges := (select b.charges from nexus.book_unknown(p_instance, p_lost) b);
     if v_charges is not null then
       perform nexus.charge(p_instance, v_charges);
@@ -1601,16 +1604,17 @@ create table nexus.breakers (
 );
 
 -- Leave a model alone for p_seconds: after failures doubled each time it comes to nothing, 300 at most; after a vendor's own
--- Retry-After just as long as it said.
+-- Retry-After just as long as it said, and that begins the count anew. What nobody has asked for in a day is forgotten.
 create function nexus.open_breaker(p_provider text, p_model text, p_reason text, p_seconds double precision) returns void
 language plpgsql set search_path = pg_catalog, nexus as $$
 begin
-  insert into nexus.breakers as b (provider, model, reason, open_until)
-  values (p_provider, p_model, p_reason, clock_timestamp() + make_interval(secs => p_seconds))
+  delete from nexus.breakers b where b.open_until < clock_timestamp() - interval '1 day';
+  insert into nexus.breakers as b (provider, model, reason, open_until, times)
+  values (p_provider, p_model, p_reason, clock_timestamp() + make_interval(secs => p_seconds), (p_reason = 'failures')::int)
   on conflict (provider, model) do update set
     reason = excluded.reason,
-    times = b.times + case when excluded.reason = 'failures' then 1 else 0 end,
-    open_until = greatest(b.open_until, case when excluded.reason = 'failures'
+    times = case when b.reason = excluded.reason then b.times else 0 end + excluded.times,
+    open_until = greatest(b.open_until, case when excluded.reason = 'failures' and b.reason = 'failures'
       then clock_timestamp() + make_interval(secs => least(300, p_seconds * 2.0 ^ least(b.times, 16)))
       else excluded.open_until end),
     probe_until = null
@@ -1632,6 +1636,12 @@ begin
   return found or not exists (
     select from nexus.breakers b where b.provider = p_provider and b.model = p_model);
 end
+$$;
+
+-- The call came to nothing that would tell: another one may probe.
+create function nexus.leave_probe(p_provider text, p_model text) returns void
+language sql set search_path = pg_catalog, nexus as $$
+  update nexus.breakers b set probe_until = null where b.provider = p_provider and b.model = p_model
 $$;
 
 create function nexus.close_breaker(p_provider text, p_model text) returns void
