@@ -72,8 +72,12 @@ begin
   if p_instance <> all (v_live) then
     return;
   end if;
-  if not exists (select from jsonb_array_elements(p_wants) w where w ->> 'family' = 'budget') then
-    perform set_config('synchronous_commit', 'off', true);  -- a crash of the server loses a moment of rates at most
+  if not exists (
+    select from jsonb_array_elements(p_wants) w
+    where w ->> 'family' = 'budget'
+      or w ->> 'family' = 'slots' and (w ->> 'lost' is not null or (w ->> 'give')::numeric <> 0)
+  ) then  -- a crash of the server loses a moment of rates at most, but nothing that was given back for good
+    perform set_config('synchronous_commit', 'off', true);
   end if;
   for v_want in  -- in one order for everybody, so that nobody waits in a circle
     select e.n, hashtextextended((e.item ->> 'scope') || ' ' || (e.item ->> 'kind'), 0) as lock, e.item ->> 'family' as family, e.item
