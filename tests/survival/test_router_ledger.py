@@ -163,8 +163,9 @@ async def chaos(fleet: Fleet, server: EmbeddedServer, die: random.Random) -> Non
         elif deed == "cut":
             await cut(server.url, die)
         else:
-            began = time.monotonic()
-            await restart(server, die.choice((signal.SIGINT, signal.SIGKILL)))
+            began, how = time.monotonic(), die.choice((signal.SIGINT, signal.SIGKILL))
+            print(f"  ... by {how.name}")
+            await restart(server, how)
             fleet.faults.outages.append((began, time.monotonic()))
         await asyncio.sleep(die.uniform(0.3, 1))
 
@@ -279,3 +280,6 @@ async def _report(db: Database, asked: list[Asked], calls: Any, faults: Faults) 
     print("attempts", {row.outcome: row.n for row in outcomes})
     print("vendor", len(calls), Counter(call.what for call in calls), sum(call.left for call in calls))
     print("streams read", sum(one.read_to_the_end for one in asked), faults)
+    for table in ("holdings where leased <> 0", "breakers", "late_calls", "flights"):
+        for row in await sql(db, f"select * from nexus.{table}"):
+            print(table.split()[0], row)
