@@ -49,7 +49,7 @@ class NexusService:
             connect_timeout=settings.connect_timeout,
         )
         instance_id = self.registry.instance_id()
-        self._breakers = Breakers(db, listener, settings)
+        self._breakers = Breakers(db, listener, settings, instance_id)
         self._gate = Gate(db, settings, instance_id)
         self._reservations = Reservations(db, instance_id)
         self._chunks = ChunkWriter(db, largest=settings.max_message_bytes)

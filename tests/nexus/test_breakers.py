@@ -24,7 +24,7 @@ from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.selection import Candidate
 from pgnexus.providers.provider import Completion
 from pgnexus.testing import FakeLLM
-from tests.nexus.gates import gate
+from tests.nexus.gates import gate, register
 
 ONE = Candidate("openai", "gpt-4o")
 OTHER = Candidate("openai", "gpt-4o-mini")
@@ -43,7 +43,7 @@ async def worker(database_url) -> AsyncIterator[Worker]:
             db = await Database.open(database_url)
             stack.push_async_callback(db.close)
             listener = Listener(database_url)
-            breakers = Breakers(db, listener, loaded)
+            breakers = Breakers(db, listener, loaded, await register(db))
             await listener.start()
             stack.push_async_callback(listener.stop)
             breakers.start()
@@ -166,6 +166,52 @@ async def test_a_probe_that_was_given_up_leaves_the_right_to_another(worker, db)
     here.give_up(ONE)
     await until(lambda: sql(db, "select 1 from nexus.breakers where probe_until is null"))
     assert await there.wait_for(ONE) == 0
+
+
+async def test_a_probe_whose_worker_died_leaves_the_right_to_another(worker, db):
+    here, there = await worker(), await worker()
+    hear(here, DOWN, DOWN, DOWN)
+    await opened(there)
+    await until(lambda: sql(db, "select 1 from nexus.breakers"))
+    await time_passes(db)
+
+    async def due() -> bool:
+        return here.open_for(ONE) == there.open_for(ONE) == 0
+
+    await until(due)
+    assert await here.wait_for(ONE) == 0
+    assert await there.wait_for(ONE) > 0
+    await sql(
+        db,
+        """update pgflow.workers set last_heartbeat_at = now() - interval '1 day'
+           where worker_id = (select probe_by from nexus.breakers)""",
+    )
+    assert await there.wait_for(ONE) == 0
+
+
+async def test_who_does_not_know_that_it_may_probe_may_ask_again(worker, db):
+    here = await worker()
+    hear(here, DOWN, DOWN, DOWN)
+    await until(lambda: sql(db, "select 1 from nexus.breakers"))
+    await time_passes(db)
+
+    async def due() -> bool:
+        return here.open_for(ONE) == 0
+
+    await until(due)
+    async with db.connection() as connection, connection.transaction():
+        await connection.execute("lock table nexus.breakers in exclusive mode")
+        asking = asyncio.create_task(here.wait_for(ONE))
+
+        async def waits() -> bool:
+            rows = await sql(db, "select 1 from pg_locks where not granted")
+            return bool(rows)
+
+        await until(waits)
+        asking.cancel()  # its request was cancelled, or its deadline came
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert await here.wait_for(ONE) == 0
 
 
 async def test_a_retry_after_is_kept_by_all_to_the_second_and_needs_no_probe(worker, db):

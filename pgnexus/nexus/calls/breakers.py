@@ -12,6 +12,7 @@ import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
@@ -42,8 +43,9 @@ class _Open:
 class Breakers:
     """Which models are left alone; what this worker learns of them goes to all others."""
 
-    def __init__(self, db: Database, listener: Listener, settings: Settings) -> None:
+    def __init__(self, db: Database, listener: Listener, settings: Settings, instance_id: UUID) -> None:
         self._db = db
+        self._instance = {"instance_id": instance_id}
         self._failures_allowed = settings.breaker_failures
         self._seconds = settings.breaker_seconds
         self._in_a_row: dict[Candidate, int] = {}
@@ -81,7 +83,8 @@ class Breakers:
         self._probing.add(candidate)
         granted = False
         try:
-            [row] = await self._db.query("probe_breaker", self._named(candidate) | {"seconds": _PROBE})
+            params = self._instance | self._named(candidate) | {"seconds": _PROBE}
+            [row] = await self._db.query("probe_breaker", params)
             granted = row.granted
         except (DatabaseUnavailable, psycopg.Error) as error:
             log.warning("%s: whether it may be probed is not known: %s", candidate, error)
@@ -94,7 +97,7 @@ class Breakers:
         """A call came to nothing that would tell of the vendor: another one may probe."""
         if candidate in self._probing:
             self._probing.discard(candidate)
-            self._tell("leave_probe", self._named(candidate))
+            self._tell("leave_probe", self._instance | self._named(candidate))
 
     def hear(self, candidate: Candidate, answer: Completion | ProviderError) -> None:
         """What a call came to."""

@@ -1,1 +1,1 @@
-select nexus.leave_probe(%(provider)s, %(model)s)
+select nexus.leave_probe(%(instance_id)s, %(provider)s, %(model)s)

@@ -1,1 +1,1 @@
-select nexus.probe_breaker(%(provider)s, %(model)s, %(seconds)s) as granted
+select nexus.probe_breaker(%(instance_id)s, %(provider)s, %(model)s, %(seconds)s) as granted
