@@ -5,6 +5,7 @@ Each function returns what it found wrong, in words; none is good. Exceptions ar
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from tests.survival.ledger_vendor import VendorCall
 from tests.system import sql
 
 # Calls that are in the books though the vendor may never have heard of them: given up, or their worker killed, before
-# the first byte was read. `provider_unavailable` only when nothing was heard: the connection was refused or cut.
+# their first byte was read.
 _UNHEARD = {"unknown", "cancelled"}
 _MOMENT = 0.3  # seconds in which the vendor hears that a caller has gone
 _AT_ONCE = {"alpha": 12, "beta/m2": 8}
@@ -39,18 +40,22 @@ class Faults:
             for worker, begin, end in self.frozen
         )
 
-    def note_lost(self, call: VendorCall) -> bool:
-        """Whether the note of a call that no budget pays for may be lost: it began just before its worker was killed,
-        or when the database was away or had just crashed.
+    def note_lost(self, call: VendorCall, charged: bool) -> bool:
+        """Whether the note of a call may be lost: its worker was killed while it was under way, and just after it began
+        (if no budget pays for it), or the database was away or crashed meanwhile.
         """
-        for worker, when in self.killed:
-            if worker != call.worker or not call.began <= when:
-                continue
-            if when - call.began < 1.0:
-                return True
-            if any(begin - 1 <= call.began <= end + 1 for begin, end in self.outages):
-                return True
-        return False
+        assert call.ended is not None
+        if not any(
+            name == call.worker and call.began <= when <= call.ended + 1 for name, when in self.killed
+        ):
+            return False
+        fresh = any(name == call.worker and when - call.began < 0.5 for name, when in self.killed)
+        crashed = any(begin - 1 <= call.ended and call.began <= end + 1 for begin, end in self.outages)
+        return crashed or (fresh and not charged)
+
+    def away(self, moment: float) -> bool:
+        """Whether the database was away, or about to be, at this moment."""
+        return any(begin - 1 <= moment <= end + 1 for begin, end in self.outages)
 
 
 async def results(db: Database, asked: Iterable[Asked]) -> list[str]:
@@ -61,6 +66,63 @@ async def results(db: Database, asked: Iterable[Asked]) -> list[str]:
     wrong += [f"{row.request_id}: still {row.status}" for row in rows.values() if row.finished_at is None]
     known = {one.request_id for one in asked}
     return wrong + [f"{request_id}: nobody asked this" for request_id in rows.keys() - known]
+
+
+_PROVIDERS_FAULT = {"provider_unavailable", "rate_limited", "bad_answer", "provider_timeout"}
+
+
+async def ends(db: Database, asked: list[Asked], calls: list[VendorCall], faults: Faults) -> list[str]:
+    """Nobody's request ends in a way that it gave no cause for, and nothing is called for one that has ended."""
+    rows = await sql(
+        db, "select request_id, status, error ->> 'type' as type, finished_at from pgnexus.job_results"
+    )
+    found = {row.request_id: row for row in rows}
+    of_mark: dict[str, list[VendorCall]] = defaultdict(list)
+    for call in calls:
+        of_mark[call.mark].append(call)
+    clock = time.time() - time.monotonic()
+    wrong = []
+    for one in asked:
+        row = found.get(one.request_id)
+        if row is None or row.finished_at is None:
+            continue
+        if row.status != "success" and row.type not in _causes(one):
+            wrong.append(f"{one.mark} {one.options}: ended as {row.status}, {row.type}")
+        end = row.finished_at.timestamp() - clock
+        if one.kind in ("plain", "stream"):
+            late = [c for c in of_mark[one.mark] if c.began > end + 3 and not faults.orphaned(c)]
+            wrong += [f"{one.mark}: ended, and called {call.began - end:.1f} s later" for call in late]
+    return wrong
+
+
+def _causes(one: Asked) -> set[str]:
+    """The errors that this request may end with."""
+    causes = set(_PROVIDERS_FAULT)
+    if one.options.get("provider") == "beta":
+        causes.add("authentication_failed")
+    if one.agent in ("spender", "one"):
+        causes.add("quota_exceeded")
+    if one.options.get("timeout") is not None:
+        causes.add("timeout")
+    if one.cancel_after is not None or one.chunks is not None:
+        causes.add("cancelled")
+    return causes
+
+
+def retry_after(calls: list[VendorCall]) -> list[str]:
+    """A worker that was told to wait a second asks no sooner again for the same request."""
+    wrong = []
+    last: dict[tuple[str, str, str, str], VendorCall] = {}
+    for call in calls:
+        if call.mark.startswith(("plain", "stream")):
+            key = (call.worker, call.mark, call.vendor, call.model)
+            before = last.get(key)
+            if before is not None and before.ended is not None and not before.left:
+                waited = call.began - before.ended
+                if waited < before.wait - 0.02:
+                    wrong.append(f"{key}: asked again after {waited:.2f} s, told to wait {before.wait} s")
+            last[key] = call
+    return wrong
 
 
 LEFT = """
@@ -77,6 +139,24 @@ union all select 'held of ' || scope || ' ' || kind, held from nexus_api.limits(
 union all select 'holdings of the dead', count(*) from nexus.holdings h
   where not exists (select from nexus.live_instances() l where l = h.instance_id)
 """
+
+
+async def unended(db: Database) -> list[str]:
+    """All that is known of what does not end, and of what it may wait for."""
+    rows = await sql(
+        db,
+        """select j.request_id, j.status, r.status as run, t.step_slug, t.status as task, t.attempts_count,
+                  t.not_before, t.message_id, t.last_worker_id, p.scope, p.parked_at, j.agent_id, t.error_message, now()
+           from pgnexus.job_results j
+           left join pgflow.runs r on r.run_id = j.request_id
+           left join pgflow.step_tasks t on t.run_id = j.request_id and t.status in ('queued', 'started')
+           left join nexus.parked p on p.run_id = j.request_id
+           where j.finished_at is null or r.status = 'started'""",
+    )
+    for table in ("holdings", "buckets", "breakers", "flights", "parked"):
+        rows += [(table, row) for row in await sql(db, f"select * from nexus.{table}")]
+    rows += await sql(db, "select * from pgflow.workers where stopped_at is null")
+    return [*map(str, rows), *await left(db)]
 
 
 async def left(db: Database) -> list[str]:
@@ -114,18 +194,20 @@ async def account(db: Database, asked: list[Asked], calls: list[VendorCall], fau
     seen: dict[tuple[str, str, str], list[VendorCall]] = defaultdict(list)
     for call in calls:
         seen[call.mark, call.vendor, call.model].append(call)
+    charged = {one.mark for one in asked if one.agent in ("spender", "one")}
     wrong = []
     for key in booked.keys() | seen.keys():
-        wrong += _compared(key, booked[key], seen[key], faults)
+        of_budget = key[0] in charged or key[1] == "beta"
+        wrong += _compared(key, booked[key], seen[key], faults, charged=of_budget)
     return wrong
 
 
 def _compared(
-    key: tuple[str, str, str], booked: list[Any], seen: list[VendorCall], faults: Faults
+    key: tuple[str, str, str], booked: list[Any], seen: list[VendorCall], faults: Faults, *, charged: bool
 ) -> list[str]:
     wrong = []
     lost = len(seen) - len(booked)
-    may_be_lost = sum(faults.note_lost(call) for call in seen)
+    may_be_lost = sum(faults.note_lost(call, charged) for call in seen)
     if lost > may_be_lost:
         wrong.append(f"{key}: {len(seen)} calls, {len(booked)} in the books: {_words(booked, seen)}")
     unheard = sum(row.outcome in _UNHEARD for row in booked)
@@ -214,6 +296,7 @@ def at_once(asked: list[Asked], calls: list[VendorCall], faults: Faults) -> list
     wrong = []
     for scope, most, of_scope in scopes:
         peak = _peak([call for call in of_scope if not faults.orphaned(call)])
+        print(f"{scope}: {peak} calls at once, {most} allowed")
         if peak > most:
             wrong.append(f"{scope}: {peak} calls at once, {most} allowed")
     return wrong
@@ -227,11 +310,7 @@ def one_flight(asked: list[Asked], calls: list[VendorCall], faults: Faults) -> l
     wrong = []
     for mark in {mark for mark, _ in flights}:
         own = [call for call in calls if call.mark == mark and not faults.orphaned(call)]
-        own = [
-            call
-            for call in own
-            if not any(begin - 0.5 <= call.began <= end + 0.5 for begin, end in faults.outages)
-        ]
+        own = [call for call in own if not faults.away(call.began)]
         if (peak := _peak(own)) > 1:
             wrong.append(f"flight {mark}: asked {peak} times at once")
     return wrong

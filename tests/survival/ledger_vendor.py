@@ -51,6 +51,7 @@ class VendorCall:
     whole: bool = False  # the answer went out to its last byte
     told: bool = False  # its usage went out, too
     left: bool = False  # the caller closed the connection
+    wait: int = 0  # seconds that it was told to wait
 
     @property
     def text(self) -> str:
@@ -112,7 +113,8 @@ class LedgerVendor:
         if call.what == "slow":
             await asyncio.sleep(self._random.uniform(0.3, 1.2))
         if status := _REFUSALS.get(call.what):
-            headers = {"Retry-After": str(self._random.choice([0, 1]))} if status == 429 else {}
+            call.wait = self._random.choice([0, 1, 3]) if status == 429 else 0
+            headers = {"Retry-After": str(call.wait)} if status == 429 else {}
             call.ended = time.monotonic()
             return web.json_response({"error": {"message": "not now"}}, status=status, headers=headers)
         if stream:

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.timeout(240)
 
 ROUNDS = int(os.environ.get("PGNEXUS_LEDGER_ROUNDS", "1"))
 REQUESTS = int(os.environ.get("PGNEXUS_LEDGER_REQUESTS", "300"))
+SECONDS = 9.0 * REQUESTS / 300  # in which they are asked
 LEASE = 3.0
 WORKERS = ("w1", "w2", "w3")
 BUDGETS = {
@@ -120,10 +121,15 @@ class Fleet:
         worker = self.running.pop(name)  # nobody kills it meanwhile
         began = time.monotonic()
         worker.freeze()
-        await asyncio.sleep(LEASE + die.uniform(0.5, 2))
-        worker.thaw()
+        await asyncio.sleep(die.uniform(LEASE - 1.5, LEASE + 2.5))
+        if die.random() < 0.2:
+            self.faults.killed.append((name, began))
+            await worker.kill()
+            await self.start()
+        else:
+            worker.thaw()
+            self.running[name] = worker
         self.faults.frozen.append((name, began, time.monotonic() + 0.5))
-        self.running[name] = worker
 
     def note_given_up(self) -> None:
         """Who was late without having been frozen."""
@@ -150,10 +156,13 @@ async def cut(url: str, die: random.Random) -> None:
 
 
 async def chaos(fleet: Fleet, server: EmbeddedServer, die: random.Random) -> None:
-    """One after the other, in an order that the die decides."""
+    """One after the other, in an order that the die decides, as long as requests are asked."""
+    deeds: list[str] = []
+    for _ in range(max(1, REQUESTS // 300)):
+        some = ["kill", "freeze", "cut", "cut", "restart", "kill"]
+        die.shuffle(some)
+        deeds += some
     await asyncio.sleep(1)
-    deeds = ["kill", "freeze", "cut", "cut", "restart", "kill"]
-    die.shuffle(deeds)
     for deed in deeds:
         print(f"  {deed}")
         if deed == "kill":
@@ -176,7 +185,7 @@ async def test_everything_at_once(own_server: EmbeddedServer, number: int, tmp_p
     print(f"PGNEXUS_LEDGER_SEED={seed}")
     die = random.Random(seed)
     await schema.migrate(own_server.url)
-    asked = drawn(seed, REQUESTS, 9.0)
+    asked = drawn(seed, REQUESTS, SECONDS)
     async with AsyncExitStack() as stack:
         vendor = await stack.enter_async_context(ledger_vendor(seed, MOST_TOKENS))
         service = await stack.enter_async_context(running(own_server.url, nexus=False))
@@ -192,6 +201,8 @@ async def test_everything_at_once(own_server: EmbeddedServer, number: int, tmp_p
                     await until(lambda: _over(db), within=90)
                 wrong = await _breakers_close(db, service, asked)
                 await _gone(db)
+            except TimeoutError:
+                pytest.fail(f"PGNEXUS_LEDGER_SEED={seed}\n" + "\n".join(await audit.unended(db)))
             finally:
                 for name, worker in fleet.all.items():
                     (tmp_path / f"{name}.log").write_text("".join(worker.lines))
@@ -257,6 +268,8 @@ async def _closed(db: Database) -> bool:
 async def _judged(db: Database, asked: list[Asked], calls: Any, fleet: Fleet) -> list[str]:
     wrong = await audit.results(db, asked)
     wrong += await audit.left(db)
+    wrong += await audit.ends(db, asked, calls, fleet.faults)
+    wrong += audit.retry_after(calls)
     wrong += await audit.sums(db)
     wrong += await audit.account(db, asked, calls, fleet.faults)
     wrong += await audit.budgets(db, BUDGETS)
