@@ -401,7 +401,7 @@ declare
 begin
   for v_scope in
     select distinct s.scope from unnest(p_scopes) as s (scope)
-    where s.scope not like 'flight:%' and not exists (select from nexus.parked p where p.scope = s.scope)
+    where s.scope not like 'flight:%' and (select true from nexus.parked p where p.scope = s.scope limit 1) is null
   loop
     perform pg_notify('pgnexus_parked', left(v_scope, 1000));  -- the first of a line tells the others of it
   end loop;
@@ -422,7 +422,7 @@ begin
          coalesce(left(i.agent, 200), ''), r.started_at, i.step_slug, nexus.try_timestamptz(i.deadline)
   from unnest(p_runs, p_scopes, p_priorities, p_agents, p_steps, p_deadlines)
     as i (run_id, scope, priority, agent, step_slug, deadline)
-  join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
+  cross join lateral (select r.started_at from pgflow.runs r where r.run_id = i.run_id and r.status = 'started' limit 1) r
   where i.run_id = any (v_done)
   on conflict (run_id) do update  -- left behind by somebody who moved the task by hand
   set scope = excluded.scope, lane = excluded.lane, agent_id = excluded.agent_id, step_slug = excluded.step_slug,
@@ -721,8 +721,10 @@ $$;
 --   park     put it back until its turn in the line of scope; counts no attempt that called no provider
 -- and calls are rows of nexus.attempts, booked whatever becomes of the rest.
 -- Returns the runs that were settled; those that are missing had been taken from this worker.
+-- (Here and in other functions that begin a transaction plans made while tables are small must do while they grow. jit: what has
+-- no index after all would otherwise be compiled for its nominal cost.)
 create or replace function nexus.settle(p_worker_id uuid, p_items jsonb[], p_notify boolean default true) returns setof uuid
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 declare
   v_done uuid[];
   v_settled uuid[] := '{}';
@@ -964,7 +966,7 @@ create table nexus.reservations (
 -- Note calls in flight as one row, drop rows whose calls are in the books, and bury those whose requests others have been
 -- given. Said twice, it is done once. Nobody waits for the disk: what a crash of the server loses the worker still knows.
 create function nexus.reserve(p_instance uuid, p_number bigint, p_calls json, p_done bigint[], p_lost bigint[]) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 declare
   v_charges jsonb[];
 begin
@@ -1129,6 +1131,7 @@ create table nexus.flights (
   request_id uuid not null unique,
   begun_at   timestamptz not null default clock_timestamp()
 );
+create index flights_by_age on nexus.flights (begun_at);
 
 create function nexus.flight_scope(p_key bytea) returns text
 language sql immutable parallel safe as $$
@@ -1153,7 +1156,7 @@ $$;
 -- whose run has ended in a way that told nobody is followed by nobody.
 create function nexus.look_up(p_request_id uuid, p_key bytea, p_kept boolean, p_flight boolean)
 returns table (how text, answer jsonb)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_leader uuid;
@@ -1233,15 +1236,16 @@ create trigger hand_over
 
 -- Take away answers that nobody will be given any more, and flights whose leader is gone; returns how many answers.
 create function nexus.prune_answers(p_limit int) returns int
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 declare
+  v_now timestamptz := clock_timestamp();  -- called in the query, it would keep the index from being searched by it
   v_count int;
 begin
   delete from nexus.answers a where a.key in (
-    select b.key from nexus.answers b where b.gone_at < clock_timestamp() order by b.gone_at limit p_limit for update skip locked);
+    select b.key from nexus.answers b where b.gone_at < v_now order by b.gone_at limit p_limit for update skip locked);
   get diagnostics v_count = row_count;
   delete from nexus.flights f
-  where f.begun_at < clock_timestamp() - interval '1 hour'
+  where f.begun_at < v_now - interval '1 hour'
     and not exists (select from pgflow.runs r where r.run_id = f.request_id and r.status = 'started');
   return v_count;
 end
@@ -1320,8 +1324,12 @@ begin
   if p_instance <> all (v_live) then
     return;
   end if;
-  if not exists (select from jsonb_array_elements(p_wants) w where w ->> 'family' = 'budget') then
-    perform set_config('synchronous_commit', 'off', true);  -- a crash of the server loses a moment of rates at most
+  if not exists (
+    select from jsonb_array_elements(p_wants) w
+    where w ->> 'family' = 'budget'
+      or w ->> 'family' = 'slots' and (w ->> 'lost' is not null or (w ->> 'give')::numeric <> 0)
+  ) then  -- a crash of the server loses a moment of rates at most, but nothing that was given back for good
+    perform set_config('synchronous_commit', 'off', true);
   end if;
   for v_want in  -- in one order for everybody, so that nobody waits in a circle
     select e.n, hashtextextended((e.item ->> 'scope') || ' ' || (e.item ->> 'kind'), 0) as lock, e.item ->> 'family' as family, e.item
@@ -1599,6 +1607,7 @@ create table nexus.breakers (
   open_until  timestamptz not null,
   times       int not null default 1,
   probe_until timestamptz,
+  probe_by    uuid,  -- the instance that has the right to probe until then
   primary key (provider, model),
   constraint reason_is_known check (reason in ('failures', 'rate_limited'))
 );
@@ -1617,7 +1626,7 @@ begin
     open_until = greatest(b.open_until, case when excluded.reason = 'failures' and b.reason = 'failures'
       then clock_timestamp() + make_interval(secs => least(300, p_seconds * 2.0 ^ least(b.times, 16)))
       else excluded.open_until end),
-    probe_until = null
+    probe_until = null, probe_by = null
     -- several workers see the same outage: the first of them counts
     where b.open_until <= clock_timestamp() or excluded.reason = 'rate_limited' and excluded.open_until > b.open_until;
   if found then
@@ -1626,22 +1635,25 @@ begin
 end
 $$;
 
--- The right to make the one call that finds out; held for p_seconds at most.
-create function nexus.probe_breaker(p_provider text, p_model text, p_seconds double precision) returns boolean
+-- The right to make the one call that finds out; held for p_seconds at most, and no longer than its instance lives. Who asks
+-- again knows of no such call of its own: the answer to the first time was lost.
+create function nexus.probe_breaker(p_instance uuid, p_provider text, p_model text, p_seconds double precision) returns boolean
 language plpgsql set search_path = pg_catalog, nexus as $$
 begin
-  update nexus.breakers b set probe_until = clock_timestamp() + make_interval(secs => p_seconds)
+  update nexus.breakers b set probe_until = clock_timestamp() + make_interval(secs => p_seconds), probe_by = p_instance
   where b.provider = p_provider and b.model = p_model and b.open_until <= clock_timestamp()
-    and coalesce(b.probe_until, '-infinity') <= clock_timestamp();
+    and (coalesce(b.probe_until, '-infinity') <= clock_timestamp() or b.probe_by = p_instance
+         or b.probe_by not in (select nexus.live_instances()));
   return found or not exists (
     select from nexus.breakers b where b.provider = p_provider and b.model = p_model);
 end
 $$;
 
 -- The call came to nothing that would tell: another one may probe.
-create function nexus.leave_probe(p_provider text, p_model text) returns void
+create function nexus.leave_probe(p_instance uuid, p_provider text, p_model text) returns void
 language sql set search_path = pg_catalog, nexus as $$
-  update nexus.breakers b set probe_until = null where b.provider = p_provider and b.model = p_model
+  update nexus.breakers b set probe_until = null, probe_by = null
+  where b.provider = p_provider and b.model = p_model and b.probe_by = p_instance
 $$;
 
 create function nexus.close_breaker(p_provider text, p_model text) returns void
@@ -1686,7 +1698,7 @@ create function nexus.store_chunks(
   p_request_ids uuid[], p_claims uuid[], p_attempts int[], p_numbers int[], p_discards boolean[], p_texts text[],
   p_reasonings text[], p_tool_calls jsonb[]
 ) returns table (claim uuid, next int)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_held uuid[];
@@ -1780,7 +1792,7 @@ $$;
 
 -- Delete the chunks of at most p_limit requests that ended p_ttl ago, or began a day ago; returns how many.
 create function nexus.prune_chunks(p_ttl interval, p_limit int) returns int
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := clock_timestamp();
@@ -1798,6 +1810,31 @@ begin
   delete from nexus.chunks c where c.request_id = any (v_old);
   delete from nexus.streams s where s.request_id = any (v_old);
   return cardinality(v_old);
+end
+$$;
+
+-- Cancel requests on the nexus side: runs that are under way fail as cancelled, requests that still wait are
+-- answered as cancelled when they are taken up. Workers hear of it at once.
+create or replace function nexus_api.cancel(p_request_ids uuid[]) returns void
+language plpgsql security definer set search_path = pg_catalog, nexus_api set enable_seqscan = off set jit = off as $$
+declare
+  v_ids text;
+begin
+  perform pgflow.cancel_runs(array(
+    select r.run_id from pgflow.runs r
+    where r.run_id = any (p_request_ids) and r.flow_slug = 'llm_request_workflow' and r.status = 'started'));
+  insert into nexus.cancellations (request_id)
+  select i.id from unnest(p_request_ids) as i (id)
+  where not exists (select from pgflow.runs r where r.run_id = i.id)
+  on conflict do nothing;
+  -- those whose message never came
+  delete from nexus.cancellations c where c.cancelled_at < clock_timestamp() - interval '30 days';
+  for v_ids in
+    select string_agg(e.id::text, ',')
+    from unnest(p_request_ids) with ordinality as e (id, ordinal) group by (e.ordinal - 1) / 200
+  loop
+    perform pg_notify('pgnexus_cancel', v_ids);
+  end loop;
 end
 $$;
 

@@ -32,7 +32,7 @@ declare
 begin
   for v_scope in
     select distinct s.scope from unnest(p_scopes) as s (scope)
-    where s.scope not like 'flight:%' and not exists (select from nexus.parked p where p.scope = s.scope)
+    where s.scope not like 'flight:%' and (select true from nexus.parked p where p.scope = s.scope limit 1) is null
   loop
     perform pg_notify('pgnexus_parked', left(v_scope, 1000));  -- the first of a line tells the others of it
   end loop;
@@ -53,7 +53,7 @@ begin
          coalesce(left(i.agent, 200), ''), r.started_at, i.step_slug, nexus.try_timestamptz(i.deadline)
   from unnest(p_runs, p_scopes, p_priorities, p_agents, p_steps, p_deadlines)
     as i (run_id, scope, priority, agent, step_slug, deadline)
-  join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
+  cross join lateral (select r.started_at from pgflow.runs r where r.run_id = i.run_id and r.status = 'started' limit 1) r
   where i.run_id = any (v_done)
   on conflict (run_id) do update  -- left behind by somebody who moved the task by hand
   set scope = excluded.scope, lane = excluded.lane, agent_id = excluded.agent_id, step_slug = excluded.step_slug,

@@ -8,8 +8,10 @@
 --   park     put it back until its turn in the line of scope; counts no attempt that called no provider
 -- and calls are rows of nexus.attempts, booked whatever becomes of the rest.
 -- Returns the runs that were settled; those that are missing had been taken from this worker.
+-- (Here and in other functions that begin a transaction plans made while tables are small must do while they grow. jit: what has
+-- no index after all would otherwise be compiled for its nominal cost.)
 create function nexus.settle(p_worker_id uuid, p_items jsonb[], p_notify boolean default true) returns setof uuid
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 declare
   v_done uuid[];
   v_settled uuid[] := '{}';

@@ -13,7 +13,7 @@ create table nexus.reservations (
 -- Note calls in flight as one row, drop rows whose calls are in the books, and bury those whose requests others have been
 -- given. Said twice, it is done once. Nobody waits for the disk: what a crash of the server loses the worker still knows.
 create function nexus.reserve(p_instance uuid, p_number bigint, p_calls json, p_done bigint[], p_lost bigint[]) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 declare
   v_charges jsonb[];
 begin

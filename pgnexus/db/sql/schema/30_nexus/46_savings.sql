@@ -17,6 +17,7 @@ create table nexus.flights (
   request_id uuid not null unique,
   begun_at   timestamptz not null default clock_timestamp()
 );
+create index flights_by_age on nexus.flights (begun_at);
 
 create function nexus.flight_scope(p_key bytea) returns text
 language sql immutable parallel safe as $$
@@ -41,7 +42,7 @@ $$;
 -- whose run has ended in a way that told nobody is followed by nobody.
 create function nexus.look_up(p_request_id uuid, p_key bytea, p_kept boolean, p_flight boolean)
 returns table (how text, answer jsonb)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_leader uuid;
@@ -121,15 +122,16 @@ create trigger hand_over
 
 -- Take away answers that nobody will be given any more, and flights whose leader is gone; returns how many answers.
 create function nexus.prune_answers(p_limit int) returns int
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 declare
+  v_now timestamptz := clock_timestamp();  -- called in the query, it would keep the index from being searched by it
   v_count int;
 begin
   delete from nexus.answers a where a.key in (
-    select b.key from nexus.answers b where b.gone_at < clock_timestamp() order by b.gone_at limit p_limit for update skip locked);
+    select b.key from nexus.answers b where b.gone_at < v_now order by b.gone_at limit p_limit for update skip locked);
   get diagnostics v_count = row_count;
   delete from nexus.flights f
-  where f.begun_at < clock_timestamp() - interval '1 hour'
+  where f.begun_at < v_now - interval '1 hour'
     and not exists (select from pgflow.runs r where r.run_id = f.request_id and r.status = 'started');
   return v_count;
 end

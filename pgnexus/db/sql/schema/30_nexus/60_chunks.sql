@@ -31,7 +31,7 @@ create function nexus.store_chunks(
   p_request_ids uuid[], p_claims uuid[], p_attempts int[], p_numbers int[], p_discards boolean[], p_texts text[],
   p_reasonings text[], p_tool_calls jsonb[]
 ) returns table (claim uuid, next int)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_held uuid[];
@@ -125,7 +125,7 @@ $$;
 
 -- Delete the chunks of at most p_limit requests that ended p_ttl ago, or began a day ago; returns how many.
 create function nexus.prune_chunks(p_ttl interval, p_limit int) returns int
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := clock_timestamp();

@@ -47,7 +47,7 @@ $$;
 -- Cancel requests on the nexus side: runs that are under way fail as cancelled, requests that still wait are
 -- answered as cancelled when they are taken up. Workers hear of it at once.
 create function nexus_api.cancel(p_request_ids uuid[]) returns void
-language plpgsql security definer set search_path = pg_catalog, nexus_api as $$
+language plpgsql security definer set search_path = pg_catalog, nexus_api set enable_seqscan = off set jit = off as $$
 declare
   v_ids text;
 begin
