@@ -153,6 +153,23 @@ async def test_what_the_database_refuses_is_told_to_who_waits(db, one, caplog):
     await taken.stored()
 
 
+async def test_a_fault_of_the_moment_is_told_to_nobody(db, one):
+    await sql(db, "create sequence nexus.tries")
+    await sql(
+        db,
+        """create function nexus.deadlock() returns trigger language plpgsql as $$ begin
+             if nextval('nexus.tries') < 3 then raise exception using errcode = '40P01'; end if;
+             return new; end $$""",
+    )
+    await sql(
+        db,
+        "create trigger deadlock before insert on nexus.reservations for each row execute function nexus.deadlock()",
+    )
+    [taken] = open_some(one, 1, [CHARGE])
+    await taken.stored()
+    assert await rows(db) == [(1, 1)]
+
+
 async def test_being_cancelled_while_waiting_troubles_nobody_else(db, one):
     first, second = open_some(one, 2)
     given_up = asyncio.create_task(first.stored())

@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 _MOST_A_ROW: Final = 500
 _LINGER: Final = 1.0  # seconds until rows that are done with go, when no others come
 _LONGEST_BACKOFF: Final = 1.0
+_OF_THE_MOMENT: Final = (
+    "40",
+    "55",
+    "57",
+)  # classes of SQLSTATE: a deadlock, a lock, a statement that was cancelled
 
 _Note = tuple[Any, ...]
 _Key = tuple[UUID, int, int]  # a request, how often it was taken up, and the number of the call then
@@ -252,8 +257,10 @@ class Reservations:
                     return error
                 await self._wait(tries)
             except psycopg.Error as error:
-                log.error("calls in flight are not noted: %s", error)
-                return error
+                if self._closing.is_set() or (error.sqlstate or "")[:2] not in _OF_THE_MOMENT:
+                    log.error("calls in flight are not noted: %s", error)
+                    return error
+                await self._wait(tries)
         raise AssertionError("unreachable")
 
     async def _wait(self, tries: int) -> None:
