@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from pgnexus.db.database import Database
+from tests.survival.ledger_faults import Faults
 from tests.survival.ledger_requests import Asked
 from tests.survival.ledger_vendor import VendorCall
 from tests.system import sql
@@ -21,41 +21,6 @@ from tests.system import sql
 _UNHEARD = {"unknown", "cancelled"}
 _MOMENT = 0.3  # seconds in which the vendor hears that a caller has gone
 _AT_ONCE = {"alpha": 12, "beta/m2": 8}
-
-
-@dataclass
-class Faults:
-    """What was done to the system, in seconds of time.monotonic()."""
-
-    frozen: list[tuple[str, float, float]] = field(default_factory=list)  # worker, from, to
-    killed: list[tuple[str, float]] = field(default_factory=list)
-    outages: list[tuple[float, float]] = field(default_factory=list)
-    given_up: set[str] = field(default_factory=set)  # workers that were late for another reason
-
-    def orphaned(self, call: VendorCall) -> bool:
-        """Whether others may have been given the call's slot, and its request, while it was under way."""
-        assert call.ended is not None
-        return call.worker in self.given_up or any(
-            worker == call.worker and call.began < end and call.ended > begin
-            for worker, begin, end in self.frozen
-        )
-
-    def note_lost(self, call: VendorCall, charged: bool) -> bool:
-        """Whether the note of a call may be lost: its worker was killed while it was under way, and just after it began
-        (if no budget pays for it), or the database was away or crashed meanwhile.
-        """
-        assert call.ended is not None
-        if not any(
-            name == call.worker and call.began <= when <= call.ended + 1 for name, when in self.killed
-        ):
-            return False
-        fresh = any(name == call.worker and when - call.began < 0.5 for name, when in self.killed)
-        crashed = any(begin - 1 <= call.ended and call.began <= end + 1 for begin, end in self.outages)
-        return crashed or (fresh and not charged)
-
-    def away(self, moment: float) -> bool:
-        """Whether the database was away, or about to be, at this moment."""
-        return any(begin - 1 <= moment <= end + 1 for begin, end in self.outages)
 
 
 async def results(db: Database, asked: Iterable[Asked]) -> list[str]:
@@ -91,7 +56,9 @@ async def ends(db: Database, asked: list[Asked], calls: list[VendorCall], faults
         end = row.finished_at.timestamp() - clock
         if one.kind in ("plain", "stream"):
             late = [c for c in of_mark[one.mark] if c.began > end + 3 and not faults.orphaned(c)]
-            wrong += [f"{one.mark}: ended, and called {call.began - end:.1f} s later" for call in late]
+            wrong += [
+                f"{one.mark} {one.options}: ended as {row.type} at {end:.2f}, and then {c}" for c in late
+            ]
     return wrong
 
 
@@ -130,7 +97,10 @@ select 'run ' || status as what, count(*) as n from pgflow.runs where status = '
 union all select 'task ' || status, count(*) from pgflow.step_tasks where status in ('queued', 'started') group by 1
 union all select 'parked', count(*) from nexus.parked
 union all select 'flights', count(*) from nexus.flights
-union all select 'reservations', count(*) from nexus.reservations
+union all select 'reservations', count(*) from nexus.reservations where not %(crashed)s
+union all select 'calls in flight', count(*) from nexus.reservations r cross join lateral json_array_elements(r.calls) c
+  where not exists (select from nexus.attempts a where a.instance_id = r.instance_id and a.request_id = (c ->> 0)::uuid
+                      and a.attempt = (c ->> 1)::int and a.call = (c ->> 2)::int)
 union all select 'late calls', count(*) from nexus.late_calls
 union all select 'scheduled', count(*) from pgnexus.scheduled_requests
 union all select 'queue ' || queue, depth from nexus_api.queue_metrics()
@@ -156,12 +126,16 @@ async def unended(db: Database) -> list[str]:
     for table in ("holdings", "buckets", "breakers", "flights", "parked"):
         rows += [(table, row) for row in await sql(db, f"select * from nexus.{table}")]
     rows += await sql(db, "select * from pgflow.workers where stopped_at is null")
-    return [*map(str, rows), *await left(db)]
+    return [*map(str, rows), *await left(db, Faults())]
 
 
-async def left(db: Database) -> list[str]:
-    """What should be gone."""
-    return [f"{row.what}: {row.n}" for row in await sql(db, f"select * from ({LEFT}) l where n <> 0")]
+async def left(db: Database, faults: Faults) -> list[str]:
+    """What should be gone. A note of booked calls may be back after a crash: it goes when its worker ends."""
+    async with db.connection() as connection:
+        cursor = await connection.execute(
+            f"select * from ({LEFT}) l where n <> 0", {"crashed": faults.crashed}
+        )
+        return [f"{row.what}: {row.n}" for row in await cursor.fetchall()]
 
 
 async def sums(db: Database) -> list[str]:

@@ -26,7 +26,7 @@ from pgnexus.db.database import Database
 from pgnexus.db.embedded import EmbeddedServer
 from pgnexus.errors import DatabaseUnavailable, RequestError
 from tests.survival import ledger_audit as audit
-from tests.survival.ledger_audit import Faults
+from tests.survival.ledger_faults import Faults
 from tests.survival.ledger_requests import MOST_TOKENS, Asked, ask, drawn
 from tests.survival.ledger_vendor import LedgerVendor, ledger_vendor
 from tests.survival.processes import Up, opened, restart, up
@@ -174,6 +174,7 @@ async def chaos(fleet: Fleet, server: EmbeddedServer, die: random.Random) -> Non
         else:
             began, how = time.monotonic(), die.choice((signal.SIGINT, signal.SIGKILL))
             print(f"  ... by {how.name}")
+            fleet.faults.crashed |= how == signal.SIGKILL
             await restart(server, how)
             fleet.faults.outages.append((began, time.monotonic()))
         await asyncio.sleep(die.uniform(0.3, 1))
@@ -200,7 +201,7 @@ async def test_everything_at_once(own_server: EmbeddedServer, number: int, tmp_p
                     await asyncio.gather(*asking)
                     await until(lambda: _over(db), within=90)
                 wrong = await _breakers_close(db, service, asked)
-                await _gone(db)
+                await _gone(db, fleet.faults)
             except TimeoutError:
                 pytest.fail(f"PGNEXUS_LEDGER_SEED={seed}\n" + "\n".join(await audit.unended(db)))
             finally:
@@ -227,14 +228,14 @@ async def _over(db: Database) -> bool:
     return bool(row.n == 0)
 
 
-async def _gone(db: Database) -> None:
+async def _gone(db: Database, faults: Faults) -> None:
     """Give what is to go its time; what is left then is judged."""
     with suppress(TimeoutError):
-        await until(lambda: _nothing_left(db), within=15)
+        await until(lambda: _nothing_left(db, faults), within=15)
 
 
-async def _nothing_left(db: Database) -> bool:
-    return not await audit.left(db)
+async def _nothing_left(db: Database, faults: Faults) -> bool:
+    return not await audit.left(db, faults)
 
 
 async def _breakers_close(db: Database, service: LLMService, asked: list[Asked]) -> list[str]:
@@ -267,7 +268,7 @@ async def _closed(db: Database) -> bool:
 
 async def _judged(db: Database, asked: list[Asked], calls: Any, fleet: Fleet) -> list[str]:
     wrong = await audit.results(db, asked)
-    wrong += await audit.left(db)
+    wrong += await audit.left(db, fleet.faults)
     wrong += await audit.ends(db, asked, calls, fleet.faults)
     wrong += audit.retry_after(calls)
     wrong += await audit.sums(db)
