@@ -7,6 +7,7 @@ ends the run (T3, `Settler`). What a run comes to is a value, a `Settlement`; no
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from dataclasses import replace
@@ -27,6 +28,8 @@ from pgnexus.nexus.streams.chunks import ChunkWriter
 from pgnexus.providers.provider import Delta
 from pgnexus.settings import Settings
 from pgnexus.telemetry import METERS
+
+log = logging.getLogger(__name__)
 
 FLOW_SLUG = "llm_request_workflow"
 _LONGEST_DELAY = 300.0
@@ -105,6 +108,9 @@ class LLMRequestWorkflow:
         """What is left to say of an answer that the database refuses."""
         message = f"the answer cannot be stored: {reason}"
         plain = tuple(replace(call, error=None) for call in settlement.calls)
+        if plain == settlement.calls and settlement.outcome == "failed":
+            log.error("request %s: not in the books: %s", settlement.claim.run_id, plain)
+            plain = ()  # it is they that cannot be stored, and the request is to end
         return failed(
             settlement.claim, "failed", "unstorable_answer", message, outcome=RouteOutcome(attempts=plain)
         )

@@ -20,6 +20,7 @@ from pgnexus.settings import Settings
 
 _BYTES_A_TOKEN: Final = 3
 _TOKENS_A_MESSAGE: Final = 8
+_LONGEST_ANSWER: Final = 2**31 - 1  # tokens; what a request allows may be any number
 _TOKENS_AN_IMAGE: Final = 1600  # about the most that vendors take for one that they have made smaller
 _IMAGES: Final = ("image_url", "input_image")
 
@@ -38,7 +39,7 @@ def estimate(request: LLMRequest, vendor: Vendor, model: str, settings: Settings
     Estimate(prompt_tokens=18, completion_tokens=100, cost=Decimal('0.001045'))
     """
     prompt = prompt_tokens(request)
-    completion = request.max_tokens or settings.reserve_output_tokens
+    completion = min(request.max_tokens or settings.reserve_output_tokens, _LONGEST_ANSWER)
     longest = card(vendor, model, settings).max_output_tokens
     if longest is not None:
         completion = min(completion, longest)

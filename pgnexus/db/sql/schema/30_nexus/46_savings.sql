@@ -81,7 +81,7 @@ begin
          clock_timestamp() + make_interval(secs => greatest(s.ttl, 600))
   from (
     select decode(i.item #>> '{saving,key}', 'hex') as key, i.item #> '{saving,answer}' as answer,
-           (i.item #>> '{saving,ttl}')::double precision as ttl
+           least((i.item #>> '{saving,ttl}')::double precision, 3e9) as ttl  -- a century: the time it ends can be told
     from unnest(p_items) as i (item)
   ) s
   where s.answer is not null
