@@ -89,7 +89,9 @@ class Settings(BaseSettings):
         description="times a request is taken up before it fails; 40 outlast an outage of an hour",
     )
     retry_base_delay: float = Field(
-        2.0, ge=0, description="seconds; before the n-th retry half to all of base * 2^n, 300 at most"
+        2.0,
+        ge=0,
+        description="seconds; before the n-th retry up to base * 2^n, 300 at most, drawn anew each time",
     )
     provider_timeout: float = Field(300.0, gt=0, description="seconds for one provider call")
     router_retries: int = Field(

@@ -83,12 +83,13 @@ async def test_a_next_try_before_the_deadline_is_made(make, llmock):
 
 async def test_a_stored_timeout_names_the_last_error_and_counts_the_calls(database_url, llmock):
     llmock.fail(500, times=None)
-    # asked at once and after 1 to 2 s; the third time would be after 3 to 6
+    # asked at once, and again after up to 2 s, 4 s, ...
     async with running(database_url, llmock.base_url(), retry_base_delay=1.0, max_attempts=100) as service:
         with pytest.raises(RequestTimeout, match="500") as raised:
             await service.call("gpt-4o-mini", "Hello", timeout=2.6)
         stored = await service.job_result(raised.value.request_id)
-    assert (stored.status, stored.attempts, len(llmock.requests)) == ("timeout", 2, 2)
+    assert stored.status == "timeout"
+    assert stored.attempts == len(llmock.requests) >= 1
     assert (stored.provider, stored.model is not None) == ("openai", True)
 
 
