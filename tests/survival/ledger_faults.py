@@ -31,7 +31,7 @@ class Faults:
         """
         assert call.ended is not None
         if not any(
-            name == call.worker and call.began <= when <= call.ended + 1 for name, when in self.killed
+            name == call.worker and call.began - 1 <= when <= call.ended + 1 for name, when in self.killed
         ):
             return False
         fresh = any(name == call.worker and when - call.began < 0.5 for name, when in self.killed)
