@@ -405,6 +405,11 @@ class TestStreams:
         with pytest.raises(AnswerTooLong, match="max_message_bytes"):
             await complete(make(llmock.url, max_message_bytes=4000), way, ask, on_delta=lambda _: None)
 
+    async def test_one_whose_frames_are_longer_than_its_words(self, way, make, llmock, ask):
+        llmock.reply("word " * 500)
+        got = await complete(make(llmock.url, max_message_bytes=20_000), way, ask, on_delta=lambda _: None)
+        assert got.text == ("word " * 500).strip() or got.text == "word " * 500
+
     async def test_cancelling_one_closes_its_connection(self, way, make, llmock, ask):
         llmock.reply("The capital of France is Paris, as it has been for long.").stall(
             after_chunks=8, seconds=60

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 
-_MOST_OF_A_REFUSAL = 20_000
+MOST_OF_A_REFUSAL = 20_000
 
 
 class Exchange:
@@ -23,7 +23,7 @@ class Exchange:
 
     def text(self) -> str:
         """The body, as far as a refusal needs it."""
-        return bytes(self.body[:_MOST_OF_A_REFUSAL]).decode(errors="replace")
+        return bytes(self.body[:MOST_OF_A_REFUSAL]).decode(errors="replace")
 
 
 CURRENT: ContextVar[Exchange | None] = ContextVar("pgnexus_exchange", default=None)

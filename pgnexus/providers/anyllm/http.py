@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from pgnexus.errors import AnswerTooLong, BadAnswer
-from pgnexus.providers.anyllm.exchange import CURRENT, Exchange
+from pgnexus.providers.anyllm.exchange import CURRENT, MOST_OF_A_REFUSAL, Exchange
 from pgnexus.providers.http import proxy_for
 
 _CONNECT_TIMEOUT = 10.0
@@ -94,9 +94,16 @@ class _Measured(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         exchange = self._exchange
+        streams = "stream" in exchange.headers.get("Content-Type", "")
+        held = 0  # of a stream: bytes of the line that has not ended, for its words are counted elsewhere
         while piece := await self._piece():
-            exchange.body += piece
-            if len(exchange.body) > exchange.limit:
+            if streams:
+                held = len(piece) - piece.rfind(b"\n") - 1 + (held if b"\n" not in piece else 0)
+                exchange.body += piece[: max(0, MOST_OF_A_REFUSAL - len(exchange.body))]
+            else:
+                exchange.body += piece
+                held = len(exchange.body)
+            if held > exchange.limit:
                 raise AnswerTooLong(
                     f"{exchange.where}: an answer of more than {exchange.limit} bytes (max_message_bytes)"
                 )
