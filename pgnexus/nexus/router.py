@@ -140,7 +140,7 @@ class LLMRouter:
         breakers, gate = self._instruments.breakers, self._instruments.gate
         if breakers is not None and breakers.open_for(Candidate(provider, model)) is not None:
             return f"{provider}/{model} failed too often, or asked to be left alone: its breaker is open"
-        return None if gate is None else gate.why(provider, model)
+        return None if gate is None else gate.why(provider, model, self._instruments.key_scopes[provider])
 
     def _why_unusable(self, name: str) -> str | None:
         reason = self._selector.why_unusable(name)

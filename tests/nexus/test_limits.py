@@ -62,6 +62,15 @@ async def test_a_burst_is_a_tenth_of_the_minute_and_refills_by_the_databases_clo
         assert slow.why("anthropic", "claude") is None
 
 
+async def test_a_keys_limit_is_told_of_its_models(side: Database) -> None:
+    async with gate(side, limits={"key:OPENAI_API_KEY": {RATE: 3.6}}) as slow:
+        (await passed(slow)).settle(10, None)
+        assert isinstance(await refused(slow), OverLimit)
+        told = slow.why("openai", "gpt-4o", "OPENAI_API_KEY")
+        assert told == "key:OPENAI_API_KEY is over its limit of 3.6 requests_per_minute"
+        assert slow.why("openai", "gpt-4o") is None
+
+
 async def test_the_bucket_is_one_for_all_workers(side: Database) -> None:
     settings = {"limits": {"openai": {RATE: 100}}}
     async with gate(side, **settings) as one, gate(side, **settings) as two:

@@ -100,10 +100,10 @@ class Gate:
             block.promised += found * block.usual()
         return found, max(max(block.retry_at for block in blocks) - clock(), 0.0)
 
-    def why(self, provider: str, model: str) -> str | None:
+    def why(self, provider: str, model: str, key: str | None = None) -> str | None:
         """What limit a model is over just now, as far as this worker knows."""
         now = asyncio.get_running_loop().time()
-        for rule in self._rules.of_call(provider, model, None, None):
+        for rule in self._rules.of_call(provider, model, key, None):
             block = self._supply.get(rule.key)
             if block is not None and now < block.short_until:
                 return f"{rule.scope} is over its limit of {rule.amount:f} {rule.kind}"
