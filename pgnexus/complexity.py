@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, Protocol
 
 Complexity = Literal["simple", "medium", "complex"]
+AskedComplexity = Literal["simple", "medium", "complex", "auto"]
 
 TASK_COMPLEXITY: Final[dict[str, Complexity]] = {
     "classifier": "simple",

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import from_json
 
 from pgnexus.complexity import TASK_COMPLEXITY as TASK_COMPLEXITY
+from pgnexus.complexity import AskedComplexity as AskedComplexity
 from pgnexus.complexity import Complexity as Complexity
 from pgnexus.complexity import complexity_for as complexity_for
 from pgnexus.complexity import resolve_complexity
@@ -121,7 +122,7 @@ class LLMRequest(BaseModel):
     request_id: UUID
     messages: list[Message] = Field(min_length=1)
     task_type: str | None = Field(None, min_length=1, max_length=200)
-    complexity: Complexity | Literal["auto"] | None = None
+    complexity: AskedComplexity | None = None
     model: str = Field("auto", min_length=1, max_length=300)
     provider: str = Field("auto", min_length=1, max_length=100)
     api_version: ApiVersion | None = None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, TypedDict, Unpack, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -19,6 +19,7 @@ from pgnexus.caller.vision import check_named
 from pgnexus.errors import InvalidRequest
 from pgnexus.messages import (
     WIRE_VERSION,
+    AskedComplexity,
     Complexity,
     LLMRequest,
     Priority,
@@ -45,7 +46,7 @@ class Options(TypedDict, total=False):
 
     request_id: UUID | str
     task_type: str
-    complexity: Complexity | Literal["auto"]
+    complexity: AskedComplexity
     model: str
     provider: str
     api_version: str

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from pgnexus.errors import StepFailed
 from pgnexus.flow.define.graph import Flow
 from pgnexus.flow.define.prompt import Prompt, deferral
-from pgnexus.messages import Complexity, LLMResult, Priority, complexity_for
+from pgnexus.messages import AskedComplexity, LLMResult, Priority, complexity_for
 
 WORKFLOW: Final = "LlmRequest"  # in job_results
 
@@ -27,7 +27,7 @@ class LLMCall(BaseModel):
     prompt: str | None = None
     system: str | None = None
     messages: list[dict[str, Any]] | None = None
-    complexity: Complexity | Literal["auto"] | None = None
+    complexity: AskedComplexity | None = None
     task_type: str | None = None
     model: str | None = None
     provider: str | None = None

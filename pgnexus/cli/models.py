@@ -26,6 +26,8 @@ from pgnexus.providers.catalogue import catalogue
 from pgnexus.providers.models import ModelCard, card
 from pgnexus.settings import Settings
 
+_GAP = 2  # characters between two columns of a tight table
+
 
 @verb
 async def models(
@@ -163,7 +165,10 @@ async def _list(cli: Cli) -> None:
         for info, known in zip(found, cards, strict=True):
             cli.output.document(info._asdict() | to_jsonable_python(_facts(known)))
         return
-    cli.output.show(_models(found, cards))
+    if any(info.usable for info in found):
+        cli.output.show(_usable(found, cards))
+    if not all(info.usable for info in found):
+        cli.output.show(_others(found, cli.output.out.width))
     if not alive:
         cli.output.say("[quiet]no nexus is alive; this is what one started here could use[/quiet]")
 
@@ -202,31 +207,48 @@ def _short(provider: str, reason: str) -> str:
     return reason.removeprefix(f"provider {provider} has no key: ").removesuffix(" where the nexus runs")
 
 
-def _models(found: Sequence[ModelInfo], cards: Sequence[ModelCard]) -> Table:
-    """A row a usable model; the others in one row for each provider and reason."""
-    table = _table("", "provider", "model", "context", "can", "$ a million, in / out", "why not")
-    others: dict[tuple[str, str], list[str]] = {}
+def _usable(found: Sequence[ModelInfo], cards: Sequence[ModelCard]) -> Table:
+    table = _table("", "provider", "model", "context", "can", "$/M in, out", tight=True)
     for info, known in zip(found, cards, strict=True):
         if info.usable:
             facts = (_length(known), _abilities(known), _prices(known))
-            table.add_row("[good]✓[/]", escape(info.provider), escape(info.model), *facts, "")
-        else:
-            others.setdefault((info.provider, info.reason or ""), []).append(info.model)
-    for (provider, reason), names in others.items():
-        row = ("·", escape(provider), escape(", ".join(names)), "", "", "", escape(_short(provider, reason)))
-        table.add_row(*row, style="quiet")
+            table.add_row("[good]✓[/]", escape(info.provider), escape(info.model), *facts)
     return table
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+def _others(found: Sequence[ModelInfo], width: int) -> Table:
+    """One row for each provider and reason; its models are cut where there is no room for them."""
+    others: dict[tuple[str, str], list[str]] = {}
+    for info in found:
+        if not info.usable:
+            why = _short(info.provider, info.reason or "")
+            others.setdefault((info.provider, why), []).append(info.model)
+    table = _table("", "provider", "why not", tight=True)
+    left = width - 4 - sum(max(map(len, texts)) for texts in zip(*others, strict=True)) - 3 * _GAP
+    table.add_column("models", no_wrap=True, overflow="ellipsis", max_width=max(left, len("models")))
+    for (provider, why), names in others.items():
+        table.add_row("·", escape(provider), escape(why), escape(", ".join(names)), style="quiet")
+    return table
+
+
+def _table(*columns: str, tight: bool = False) -> Table:
+    padding = (0, _GAP - 1, 0, 0) if tight else (0, 1)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, header_style="bold")
     for name in columns:
-        table.add_column(name, no_wrap=name in ("", "provider", "context", "$ a million, in / out"))
+        table.add_column(name, no_wrap=name in ("", "provider", "context", "$/M in, out"))
     return table
 
 
 def _length(known: ModelCard) -> str:
-    return f"{known.context_length:,}" if known.context_length is not None else "?"
+    """Thousands of tokens.
+
+    >>> _length(ModelCard("openai", "gpt-4o", context_length=128_000)), _length(ModelCard("ours", "m"))
+    ('128k', '?')
+    """
+    if known.context_length is None:
+        return "?"
+    thousands = known.context_length / 1000
+    return f"{thousands:.1f}k" if thousands < 10 else f"{thousands:,.0f}k"
 
 
 def _abilities(known: ModelCard) -> str:

@@ -65,7 +65,7 @@ class Output:
             self.out.print(what)
             return
         with self.out.capture() as shown:
-            self.out.print(what)
+            self.out.print(what, soft_wrap=isinstance(what, str))
         sys.stdout.write("".join(line.rstrip() + "\n" for line in shown.get().splitlines()))
         sys.stdout.flush()
 
