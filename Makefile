@@ -16,11 +16,13 @@ demo: .venv/demo.stamp ## one question through the full path, answered by a real
 	@$(BIN)/pgnexus demo
 
 test: .venv/dev.stamp ## the whole test suite, on the embedded PostgreSQL
-	@$(BIN)/pytest -n 2 -q
+	@$(BIN)/pytest -n 4 -q
 
 test-debian: .venv/dev.stamp ## the tests of the database on Debian's PostgreSQL 15
-	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 2 -q tests/db tests/caller tests/nexus tests/test_roles.py \
-		tests/flow/test_contract.py tests/flow/test_locks.py tests/flow/test_properties.py
+	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 4 -q tests/db tests/caller tests/nexus tests/test_roles.py \
+		tests/flow/test_contract.py tests/flow/test_locks.py tests/flow/test_properties.py \
+		--ignore tests/caller/test_stream.py --ignore tests/nexus/test_books_load.py \
+		--ignore tests/nexus/test_budgets_kills.py --ignore tests/nexus/test_fairness.py
 
 check: .venv/dev.stamp ## format, lint, types, the direction of imports
 	@$(BIN)/ruff format --check .

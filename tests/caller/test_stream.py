@@ -194,9 +194,12 @@ class TestReading:
         assert text_of(chunks) == (await stream.result()).text
 
     async def test_a_word_that_is_lost_costs_only_time(
-        self, llm: LLMService, nexus: PlayedNexus, db: Database
+        self, caller_url: str, nexus: PlayedNexus, db: Database
     ) -> None:
-        async with llm.stream("simple", "Hello") as stream:
+        async with (
+            running(caller_url, nexus=False, poll_interval=1.0) as service,
+            service.stream("simple", "Hello") as stream,
+        ):
             await (await nexus.take()).say("One ")
             assert (await anext(stream)).text == "One "
             silently = "insert into nexus.chunks (request_id, number, text) values (%s, 2, 'two ')"
