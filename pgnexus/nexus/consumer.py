@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 500
 _GATHER = 0.002  # seconds in which freed slots are gathered, so that a busy consumer takes batches
 _REMEMBER_CANCELS = 60.0
+_COMMITS_LATE = 5.0  # seconds after which a statement is over whose connection broke
 
 
 class QueueConsumer:
@@ -58,6 +59,7 @@ class QueueConsumer:
         self._parking = Parking(db, registry, room, interval=settings.poll_interval)
         self._shares = Shares(db, registry, settings.concurrency, interval=settings.poll_interval)
         self._cancelled: dict[UUID, float] = {}
+        self._doubts: list[float] = []  # when to look for claims of which nobody here knows
         self._draining = False
         self._hungry = False
         self._gathering: asyncio.TimerHandle | None = None
@@ -100,7 +102,40 @@ class QueueConsumer:
         free = self._slots - len(self._running)
         return free, max(0, free - self._reserve)
 
+    def doubt(self) -> None:
+        """A call broke off that may have claimed requests of which nobody here knows."""
+        now = time.monotonic()
+        self._doubts = [now, now + _COMMITS_LATE]
+
     async def _take(self) -> float | None:
+        try:
+            if self._doubts and self._doubts[0] <= time.monotonic():
+                await self._give_back_strays()
+            pause = await self._take_all()
+        except Exception:
+            self.doubt()
+            raise
+        if self._doubts:
+            left = max(self._doubts[0] - time.monotonic(), 0.0)
+            return left if pause is None else min(pause, left)
+        return pause
+
+    async def _give_back_strays(self) -> None:
+        """Give back what the database takes for running here, and is not; no call that claims is under way."""
+        known = {(claim.run_id, claim.attempt) for claim in self._running.values()}
+        rows = await self._db.query("held_tasks", {"worker_id": self._registry.instance_id()})
+        strays = [
+            Claim(row.run_id, row.step_slug, row.attempt, {}, None)
+            for row in rows
+            if (row.run_id, row.attempt) not in known
+        ]
+        if strays:
+            log.warning("%d requests had been claimed in calls that broke off; given back", len(strays))
+            releases = [self._workflow.release(claim, []) for claim in strays]
+            await asyncio.gather(*map(self._settler.settle, releases))
+        self._doubts.pop(0)
+
+    async def _take_all(self) -> float | None:
         free, others = self._room()
         self._hungry = free <= 0
         if not self._registry.is_alive():

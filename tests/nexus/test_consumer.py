@@ -70,6 +70,43 @@ async def test_a_result_that_no_batch_survives_is_archived_alone(database_url, d
     assert (message["poison"], reason) == (True, "it tastes bad")
 
 
+async def test_requests_claimed_in_a_call_that_broke_off_are_given_back(
+    database_url, db, llmock, answers, caplog
+):
+    async with started(database_url, llmock.base_url(), caller=False) as app:
+        consumer = app.nexus.consumer
+        async with db.connection() as connection, connection.transaction():
+            await connection.execute("select pgmq.send('ai_requests', %s::jsonb)", [request()])
+            # what a call whose answer is lost leaves behind
+            claim = "select * from nexus.take_requests(%s, 10, 10)"
+            await connection.execute(claim, [app.nexus.registry.instance_id()])
+        assert [row.status for row in await sql(db, "select status from pgflow.runs")] == ["started"]
+        assert consumer.in_flight == 0
+        consumer.doubt()
+        await sql(db, "select pg_notify('pgnexus_requests', '')")
+        [answer] = await answered(db, "answers")
+    assert (answer["status"], answer["attempts"]) == ("success", 1)
+    assert "1 requests had been claimed in calls that broke off" in caplog.text
+
+
+async def test_a_call_that_claims_and_fails_is_doubted(database_url, db, llmock, answers, caplog):
+    async with started(database_url, llmock.base_url(), caller=False, poll_interval=60) as app:
+        async with db.connection() as connection, connection.transaction():
+            await connection.execute("select pgmq.send('ai_requests', %s::jsonb)", [request()])
+            claim = "select * from nexus.take_requests(%s, 10, 10)"
+            await connection.execute(claim, [app.nexus.registry.instance_id()])
+        await sql(db, "alter function nexus.take_requests(uuid, int, int) rename to away")
+        await sql(db, "select pg_notify('pgnexus_requests', '')")
+        await until(lambda: _failed(caplog))
+        await sql(db, "alter function nexus.away(uuid, int, int) rename to take_requests")
+        [answer] = await answered(db, "answers")
+    assert answer["status"] == "success"
+
+
+async def _failed(caplog):
+    return "queue consumer: failed" in caplog.text
+
+
 @pytest.mark.parametrize("text", ['{"run_id": "x", "step_slug": "validate"}', "[]", "5", "{}"])
 async def test_rubbish_on_the_engines_queue_costs_no_request(database_url, llmock, db, answers, text):
     await sql(db, "select pgmq.send('llm_request_workflow', %s::jsonb)", text)
