@@ -66,12 +66,12 @@ class Saving:
 
 
 def saving_key(request: LLMRequest, candidates: Sequence[Candidate], route: RouteSettings) -> bytes:
-    """SHA-256 of everything that an answer hangs on: the words and how they are to be answered, the candidates in
-    order, fields that we do not know, and the agent unless the route shares with all.
+    """SHA-256 of everything that an answer hangs on: the words and how they are to be answered, the candidates,
+    fields that we do not know, and the agent unless the route shares with all.
     """
     asked = request.model_dump(mode="json", include=set(_MATTERS), exclude_none=True)
     owner = None if route.share == "all" else [request.agent_id]
-    parts = [asked, request.model_extra or {}, [str(candidate) for candidate in candidates], owner]
+    parts = [asked, request.model_extra or {}, sorted(map(str, candidates)), owner]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
 
 

@@ -68,6 +68,10 @@ class TestTheKey:
         more = (*CANDIDATES, Candidate("xai", "grok"))
         assert saving_key(request(), more, ROUTE) != saving_key(request(), CANDIDATES, ROUTE)
 
+    def test_the_order_of_the_candidates_is_no_part_of_the_question(self):
+        one, other = CANDIDATES[0], Candidate("xai", "grok")
+        assert saving_key(request(), (one, other), ROUTE) == saving_key(request(), (other, one), ROUTE)
+
     def test_a_route_may_share_with_all_agents(self):
         route = ROUTE.model_copy(update={"share": "all"})
         keys = {saving_key(request(agent_id=agent), CANDIDATES, route) for agent in ("a", "b", None)}
