@@ -19,10 +19,11 @@ test: .venv/dev.stamp ## the whole test suite, on the embedded PostgreSQL
 	@$(BIN)/pytest -n 4 -q
 
 test-debian: .venv/dev.stamp ## the tests of the database on Debian's PostgreSQL 15
-	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 4 -q tests/db tests/caller tests/nexus tests/test_roles.py \
-		tests/flow/test_contract.py tests/flow/test_locks.py tests/flow/test_properties.py \
-		--ignore tests/caller/test_stream.py --ignore tests/nexus/test_books_load.py \
-		--ignore tests/nexus/test_budgets_kills.py --ignore tests/nexus/test_fairness.py
+	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 4 -q tests/db tests/test_roles.py \
+		tests/caller/test_service.py tests/caller/test_joined.py tests/caller/test_lock_order.py \
+		$(addprefix tests/flow/test_,contract.py locks.py properties.py) \
+		$(addprefix tests/nexus/test_,books.py books_locks.py breakers.py budgets.py chunks.py claim_snapshots.py \
+			consumer.py leases.py limits.py parking.py plans.py reservations.py savings.py standings.py)
 
 check: .venv/dev.stamp ## format, lint, types, the direction of imports
 	@$(BIN)/ruff format --check .
