@@ -26,6 +26,9 @@ from pgnexus.nexus.books.attempt import Charge, Estimate
 log = logging.getLogger(__name__)
 
 _MOST_A_ROW: Final = 500
+_GATHER: Final = (
+    0.01  # seconds in which calls are gathered that nobody waits for; instant ones have ended by then
+)
 _LINGER: Final = 1.0  # seconds until rows that are done with go, when no others come
 _LONGEST_BACKOFF: Final = 1.0
 _OF_THE_MOMENT: Final = (
@@ -77,13 +80,14 @@ class Reservation:
 class _Row:
     """The calls of one flush."""
 
-    __slots__ = ("calls", "fault", "lost", "number", "open", "sent", "stored")
+    __slots__ = ("calls", "fault", "lost", "number", "open", "sent", "stored", "urgent")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.calls: list[Reservation] = []
         self.open = 0
         self.sent = False
+        self.urgent = False  # somebody waits until it is stored
         self.lost = False
         self.stored = asyncio.Event()
         self.fault: Exception | None = None
@@ -139,6 +143,11 @@ class Reservations:
         reservation = Reservation(row, (request_id, attempt, number), note)
         row.calls.append(reservation)
         row.open += 1
+        if charges and not row.urgent:
+            row.urgent = True
+            asyncio.get_running_loop().call_soon(
+                self._start
+            )  # what is noted in this turn of the loop goes together
         if (before := self._open.get(reservation.key)) is not None:
             self._end(before)  # given back uncounted and taken again, before word came that it is booked
         self._open[reservation.key] = reservation
@@ -186,8 +195,7 @@ class Reservations:
         if not self._rows or len(self._rows[-1].calls) >= _MOST_A_ROW:
             self._rows.append(self._next_row())
             if self._flushing is None and len(self._rows) == 1:
-                # what is noted in this turn of the loop goes together
-                asyncio.get_running_loop().call_soon(self._start)
+                asyncio.get_running_loop().call_later(_GATHER, self._start)
         return self._rows[-1]
 
     def _next_row(self) -> _Row:
@@ -217,8 +225,10 @@ class Reservations:
         self._flushing = None
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("reservations: failed in our own code", exc_info=error)
-        if self._rows or self._closing.is_set():
+        if self._closing.is_set() or any(row.urgent for row in self._rows):
             self._start()
+        elif self._rows:
+            asyncio.get_running_loop().call_later(_GATHER, self._start)
         elif self._done or self._lost:
             self._linger()
 
