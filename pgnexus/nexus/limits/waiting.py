@@ -31,7 +31,6 @@ class Waiter:
     patience: float
     round: int
     answer: asyncio.Future[Permit | OverLimit | OverBudget]
-    impatient: bool = False
     timer: asyncio.TimerHandle | None = None
 
     @property
