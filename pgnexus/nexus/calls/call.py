@@ -60,7 +60,7 @@ class Call:
         refusal = await self._admit()
         if refusal is not None:
             return refusal
-        timeout = min(self._vendor.timeout or self._with.settings.provider_timeout, self._left())
+        timeout = min(self._vendor.timeout or self._with.settings.provider_timeout, self._errand.left())
         if timeout <= 0:
             self._permit.cancel()
             return ProviderTimeout(f"{self._candidate}: no time left to ask it")
@@ -109,7 +109,7 @@ class Call:
             priority=request.priority,
             estimate=self._estimate(),
         )
-        permit = await gate.admit(ask, patience=max(0.0, min(_LIMIT_PATIENCE, self._left())))
+        permit = await gate.admit(ask, patience=max(0.0, min(_LIMIT_PATIENCE, self._errand.left())))
         if isinstance(permit, OverBudget):
             return BudgetSpent(f"{self._candidate}: {permit.message}")
         if isinstance(permit, OverLimit):
@@ -222,7 +222,3 @@ class Call:
         names = (asked, model) if row is not None and row.input_price is not None else (model, asked)
         prices = (cost(self._vendor, name, usage, settings) for name in names)
         return next((price for price in prices if price is not None), None)
-
-    def _left(self) -> float:
-        deadline = self._errand.deadline
-        return float("inf") if deadline is None else deadline - self._clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -32,6 +33,10 @@ class Errand:
     on_delta: Callable[[Delta], None] | None = None
     on_discard: Callable[[], None] | None = None
     turn: bool = False
+
+    def left(self) -> float:
+        """Seconds until its deadline; infinite without one."""
+        return float("inf") if self.deadline is None else self.deadline - asyncio.get_running_loop().time()
 
 
 @dataclass(frozen=True, slots=True)

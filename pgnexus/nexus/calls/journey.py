@@ -32,7 +32,6 @@ class Journey:
         self._with = instruments
         self._errand = errand
         self._selection = selection
-        self._clock = asyncio.get_running_loop().time
         self._failures: list[tuple[Candidate, ProviderError]] = []
         self._over: OverLimit | None = None
         self._too_short = 0  # tokens of the longest context that the prompt did not fit into
@@ -60,7 +59,7 @@ class Journey:
         if isinstance(answer, ContextTooLong):
             self._too_short = max(self._too_short, self._context(candidate) or 1)
             return not route.longer_context
-        return isinstance(answer, _FAIL_FAST) or self._left() <= 0
+        return isinstance(answer, _FAIL_FAST) or self._errand.left() <= 0
 
     def _is_too_short(self, candidate: Candidate) -> bool:
         """Whether its context is known to be no longer than one that was too short."""
@@ -80,7 +79,11 @@ class Journey:
             if not isinstance(answer, ProviderError) or not answer.retryable:
                 return answer
             wait = _wait_after(answer, retries)
-            if retries >= self._with.settings.router_retries or wait > PATIENCE or wait >= self._left():
+            if (
+                retries >= self._with.settings.router_retries
+                or wait > PATIENCE
+                or wait >= self._errand.left()
+            ):
                 return answer
             retries += 1
             await asyncio.sleep(wait)
@@ -99,10 +102,6 @@ class Journey:
                 self._with.complaints.hear(candidate, told)
             if (breakers := self._with.breakers) is not None:
                 breakers.hear(candidate, told) if told is not None else breakers.give_up(candidate)
-
-    def _left(self) -> float:
-        deadline = self._errand.deadline
-        return float("inf") if deadline is None else deadline - self._clock()
 
     def _without_answer(self) -> RouteOutcome:
         """Held where there will be room; else the most telling failure: one that a later try may cure, else that
