@@ -69,12 +69,14 @@ begin
     set status = 'started', attempts_count = t.attempts_count + 1, started_at = now(),
         last_worker_id = p_worker_id, message_id = null
     from popped
+    cross join lateral (
+      select r.input from pgflow.runs r where r.run_id = popped.run_id and r.status = 'started' limit 1
+    ) as live
     where t.run_id = popped.run_id and t.step_slug = popped.step_slug and t.task_index = 0
       and t.status = 'queued' and t.not_before is null
-    returning t.run_id, t.step_slug, t.attempts_count
+    returning t.run_id, t.step_slug, t.attempts_count, live.input
   )
-  select c.run_id, c.step_slug, c.attempts_count, r.input
-  from claimed c join pgflow.runs r using (run_id);
+  select c.run_id, c.step_slug, c.attempts_count, c.input from claimed c;
 end
 $$;
 
@@ -92,7 +94,9 @@ declare
 begin
   with live as materialized (
     select i.* from unnest(p_run_ids, p_step_slugs, p_attempts, p_outputs) as i (run_id, step_slug, attempt, outputs)
-    join pgflow.runs r on r.run_id = i.run_id and r.status = 'started'
+    cross join lateral (
+      select from pgflow.runs r where r.run_id = i.run_id and r.status = 'started' limit 1  -- by its key, whatever the statistics say
+    ) as live
     order by i.run_id
   ), ended as (
     update pgflow.step_tasks t
@@ -123,7 +127,8 @@ end
 $$;
 
 -- Put claimed tasks back: after a delay and counting the attempt (retry), or at once and without counting it
--- (release). What waits longer than a moment waits in step_tasks, not as an invisible message on the queue.
+-- (release). What waits longer than a moment waits in step_tasks, not as an invisible message on the queue. A task whose
+-- run has ended is not put back: nobody would want its answer.
 create or replace function pgflow.return_chains(
   p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[],
   p_delays double precision[], p_errors text[], p_counts boolean
@@ -136,6 +141,9 @@ begin
   with named as materialized (
     select i.* from unnest(p_run_ids, p_step_slugs, p_attempts, p_delays, p_errors)
       as i (run_id, step_slug, attempt, delay, error)
+    cross join lateral (
+      select from pgflow.runs r where r.run_id = i.run_id and r.status = 'started' limit 1
+    ) as live
     order by i.run_id
   ), back as (
     update pgflow.step_tasks t

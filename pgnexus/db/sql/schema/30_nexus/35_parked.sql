@@ -37,7 +37,11 @@ begin
     perform pg_notify('pgnexus_parked', left(v_scope, 1000));  -- the first of a line tells the others of it
   end loop;
   with named as materialized (
-    select i.* from unnest(p_runs, p_steps, p_attempts, p_counts) as i (run_id, step_slug, attempt, counts) order by i.run_id
+    select i.* from unnest(p_runs, p_steps, p_attempts, p_counts) as i (run_id, step_slug, attempt, counts)
+    cross join lateral (
+      select from pgflow.runs r where r.run_id = i.run_id and r.status = 'started' limit 1
+    ) as live
+    order by i.run_id
   ), back as (
     update pgflow.step_tasks t
     set status = 'queued', started_at = null, queued_at = now(), not_before = 'infinity',
