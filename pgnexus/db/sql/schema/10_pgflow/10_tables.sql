@@ -186,7 +186,7 @@ create table pgflow.worker_functions (
 -- A task does not outlive its knowledge of a worker that was deleted. A foreign key would say the same, at the price
 -- of a look-up and a row lock for every claim, and of one walk over all tasks for every deleted worker.
 create function pgflow.forget_workers() returns trigger
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   update pgflow.step_tasks t set last_worker_id = null from gone g where t.last_worker_id = g.worker_id;
   return null;

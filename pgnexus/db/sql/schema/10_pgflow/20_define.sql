@@ -10,7 +10,7 @@ $$;
 
 -- Where a flow's messages go; null for a flow that is not defined.
 create or replace function pgflow.queue_of(flow_slug text) returns text
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return (select coalesce(f.queue_name, pgflow.queue_name(f.flow_slug)) from pgflow.flows f
           where f.flow_slug = queue_of.flow_slug);
@@ -20,7 +20,7 @@ $$;
 -- Whether a queue of that name is there and is somebody else's: a request lane, another flow's, or one with messages
 -- that name no flow.
 create or replace function pgflow.is_foreign_queue(p_queue text, p_flow_slug text) returns boolean
-language plpgsql stable security definer set search_path = pg_catalog, pgflow as $$
+language plpgsql stable security definer set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_foreign boolean;
 begin
@@ -39,18 +39,45 @@ begin
 end
 $$;
 
--- Create a flow's queue and let both sides use it, whatever role defines the flow.
+-- Who called: in a SECURITY DEFINER function current_user is its owner, and what SET ROLE said still stands.
+create or replace function pgflow.caller() returns name
+language sql stable set search_path = pg_catalog, pgflow, pg_temp as $$
+  select coalesce(nullif(current_setting('role', true), 'none'), session_user)::name
+$$;
+
+-- Whether a queue is there, and whoever called may delete from it: anybody may write a queue's name into a flow's row.
+create or replace function pgflow.may_empty(p_queue text) returns boolean
+language sql stable security definer set search_path = pg_catalog, pgflow, pg_temp as $$
+  select coalesce(has_table_privilege(pgflow.caller(), to_regclass(format('pgmq.%I', pgmq.format_table_name(m.queue_name, 'q'))),
+                                      'delete'), false)
+  from pgmq.meta m where m.queue_name = p_queue
+$$;
+
+-- Create a queue and let both sides use it, whatever role asks. A queue that is there and closed to one of them is somebody
+-- else's: only its owner opens it.
 create or replace function pgflow.create_queue(p_queue text) returns void
-language plpgsql security definer set search_path = pg_catalog, pgflow as $$
+language plpgsql security definer set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_role text;
+  v_queue text := pgmq.format_table_name(p_queue, 'q');
+  v_archive text := pgmq.format_table_name(p_queue, 'a');
+  v_owner oid := (select c.relowner from pg_class c where c.oid = to_regclass(format('pgmq.%I', v_queue)));
 begin
-  if not exists (select from pgmq.meta m where m.queue_name = p_queue) then
+  if v_owner is not null and not pg_has_role(pgflow.caller(), v_owner, 'usage') then
+    if exists (
+      select from pg_roles r, unnest(array[v_queue, v_archive]) as t (name), unnest('{select,insert,update,delete}'::text[]) as p (may)
+      where r.rolname in ('pgnexus_caller', 'pgnexus_nexus')
+        and not has_table_privilege(r.oid, to_regclass(format('pgmq.%I', t.name)), p.may))
+    then
+      raise exception using errcode = '42501',
+        message = format('queue "%s" is somebody else''s: its owner may open it to both sides', p_queue);
+    end if;
+    return;
+  elsif v_owner is null and not exists (select from pgmq.meta m where m.queue_name = p_queue) then
     perform pgmq.create(p_queue);
   end if;
   for v_role in select rolname from pg_roles where rolname in ('pgnexus_caller', 'pgnexus_nexus') loop
-    execute format('grant select, insert, update, delete on pgmq.%I, pgmq.%I to %I',
-                   pgmq.format_table_name(p_queue, 'q'), pgmq.format_table_name(p_queue, 'a'), v_role);
+    execute format('grant select, insert, update, delete on pgmq.%I, pgmq.%I to %I', v_queue, v_archive, v_role);
   end loop;
 end
 $$;
@@ -58,7 +85,7 @@ $$;
 create or replace function pgflow.create_flow(
   flow_slug text, max_attempts int default null, base_delay int default null, timeout int default null
 ) returns pgflow.flows
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_queue text := pgflow.queue_name(create_flow.flow_slug);
   v_flow pgflow.flows;
@@ -86,7 +113,7 @@ create or replace function pgflow.add_step(
   step_type text default 'single', required_input_pattern jsonb default null,
   forbidden_input_pattern jsonb default null, when_unmet text default 'skip', when_exhausted text default 'fail'
 ) returns pgflow.steps
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 declare
   v_deps text[] := array(select distinct d from unnest(deps_slugs) as d);

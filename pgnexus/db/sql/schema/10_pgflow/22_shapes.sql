@@ -1,7 +1,7 @@
 -- Shapes: a flow's graph as JSON, so that code and database can be compared. Options are applied, not compared.
 
 create or replace function pgflow.is_local() returns boolean
-language sql stable set search_path = pg_catalog, pgflow as $$
+language sql stable set search_path = pg_catalog, pgflow, pg_temp as $$
   select lower(coalesce(current_setting('pgflow.is_local', true), '')) in ('on', 'true', '1', 'yes')
 $$;
 
@@ -17,7 +17,7 @@ language sql immutable parallel safe as $$
 $$;
 
 create or replace function pgflow.compare_step_shapes(p_index int, p_local jsonb, p_db jsonb) returns text[]
-language sql stable set search_path = pg_catalog, pgflow as $$
+language sql stable set search_path = pg_catalog, pgflow, pg_temp as $$
   select coalesce(array_agg(format('Step at index %s: %s differs %s vs %s', p_index, c.what, c.local, c.db) order by c.n), '{}')
   from (values
     (1, 'slug', quote_literal(p_local ->> 'slug'), quote_literal(p_db ->> 'slug')),
@@ -34,7 +34,7 @@ language sql stable set search_path = pg_catalog, pgflow as $$
 $$;
 
 create or replace function pgflow._get_flow_shape(p_flow_slug text) returns jsonb
-language sql stable set search_path = pg_catalog, pgflow as $$
+language sql stable set search_path = pg_catalog, pgflow, pg_temp as $$
   select jsonb_build_object('steps', coalesce(jsonb_agg(jsonb_build_object(
     'slug', s.step_slug,
     'stepType', s.step_type,
@@ -50,7 +50,7 @@ language sql stable set search_path = pg_catalog, pgflow as $$
 $$;
 
 create or replace function pgflow._create_flow_from_shape(p_flow_slug text, p_shape jsonb) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_step jsonb;
 begin
@@ -74,7 +74,7 @@ end
 $$;
 
 create or replace function pgflow._compare_flow_shapes(p_local jsonb, p_db jsonb) returns text[]
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_differences text[] := '{}';
   v_local_count int := jsonb_array_length(coalesce(p_local -> 'steps', '[]'));
@@ -104,7 +104,7 @@ $$;
 -- another shape is recompiled, with the loss of its runs, where that is allowed; else the mismatch is told.
 create or replace function pgflow.ensure_flow_compiled(flow_slug text, shape jsonb, allow_data_loss boolean default false)
 returns jsonb
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_differences text[];
   v_status text;
@@ -128,9 +128,9 @@ begin
 end
 $$;
 
--- Delete a flow with its runs, its messages and its queue.
+-- Delete a flow with its runs, its messages and its queue, unless the queue is somebody else's, whatever the flow's row says.
 create or replace function pgflow.delete_flow_and_data(p_flow_slug text) returns void
-language plpgsql security definer set search_path = pg_catalog, pgflow as $$
+language plpgsql security definer set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_queue text := pgflow.queue_of(p_flow_slug);
   v_kind text;
@@ -142,7 +142,7 @@ begin
     foreach v_kind in array '{q,a}'::text[] loop  -- others go on using it
       execute format('delete from pgmq.%I where message ->> ''flow_slug'' = $1', pgmq.format_table_name(v_queue, v_kind)) using p_flow_slug;
     end loop;
-  elsif exists (select from pgmq.meta m where m.queue_name = v_queue) then
+  elsif pgflow.may_empty(v_queue) and not pgflow.is_foreign_queue(v_queue, p_flow_slug) then
     perform pgmq.drop_queue(v_queue);
   end if;
   delete from pgflow.step_tasks t where t.flow_slug = p_flow_slug;

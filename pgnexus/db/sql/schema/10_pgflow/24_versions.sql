@@ -2,7 +2,7 @@
 
 -- The newest version of a name, or the slug itself where it is no name; null when there is neither.
 create or replace function pgflow.newest_version(p_name text) returns text
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return coalesce(
     (select f.flow_slug from pgflow.flows f where f.name = p_name order by f.version desc limit 1),
@@ -20,7 +20,7 @@ $$;
 -- `name__vN`. Options and definition follow the code.
 create or replace function pgflow.compile_flow(p_name text, p_shape jsonb, p_definition jsonb default null)
 returns table (flow_slug text, queue_name text, created boolean)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_version int;
 begin
@@ -50,7 +50,7 @@ end
 $$;
 
 create or replace function pgflow.apply_options(p_flow_slug text, p_shape jsonb) returns void
-language sql set search_path = pg_catalog, pgflow as $$
+language sql set search_path = pg_catalog, pgflow, pg_temp as $$
   update pgflow.flows f
   set opt_max_attempts = o.max_attempts, opt_base_delay = o.base_delay, opt_timeout = o.timeout
   from (select coalesce((p_shape #>> '{options,maxAttempts}')::int, 3) as max_attempts,
@@ -73,7 +73,7 @@ $$;
 -- step names in `handler` the action that runs it.
 create or replace function pgflow.register_built_flow(p_shape jsonb, p_definition jsonb)
 returns table (flow_slug text, queue_name text, created boolean)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   register_built_flow.flow_slug := 'built_' || md5(p_shape::text || coalesce(p_definition::text, ''));
   register_built_flow.queue_name := 'pgflow_built';

@@ -2,13 +2,13 @@
 -- realtime.send (Supabase), the contract's payloads go through it, too.
 
 create or replace function pgflow.has_realtime() returns boolean
-language sql stable set search_path = pg_catalog, pgflow as $$
+language sql stable set search_path = pg_catalog, pgflow, pg_temp as $$
   select to_regprocedure('realtime.send(jsonb,text,text,boolean)') is not null
 $$;
 
 -- Ids only, and in portions: a payload of 8,000 bytes would abort the transaction.
 create or replace function pgflow.notify_runs(p_run_ids uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_ids text;
 begin
@@ -23,7 +23,7 @@ $$;
 
 -- One event a run: p_kind is started, completed or failed.
 create or replace function pgflow.emit_runs(p_kind text, p_run_ids uuid[], p_errors text[] default null) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   if not pgflow.has_realtime() then
     return;
@@ -45,7 +45,7 @@ $$;
 
 -- One event a step, in the order of the flow: p_kind is started, completed, failed or skipped.
 create or replace function pgflow.emit_steps(p_kind text, p_steps pgflow.step_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   if not pgflow.has_realtime() then
     return;
@@ -61,7 +61,7 @@ end
 $$;
 
 create or replace function pgflow.emit_step(p_kind text, p_state pgflow.step_states) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   perform realtime.send(
     jsonb_build_object('event_type', 'step:' || p_kind, 'run_id', p_state.run_id, 'step_slug', p_state.step_slug,

@@ -2,7 +2,7 @@
 
 -- Put tasks' messages onto their flows' queues, p_delay seconds from now; returns the tasks with their message_id.
 create or replace function pgflow.send_messages(p_tasks pgflow.task_key[], p_delay int default 0) returns pgflow.task_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_sent pgflow.task_key[] := '{}';
   v_flow text;
@@ -29,7 +29,7 @@ $$;
 
 -- Send messages for queued tasks that have none.
 create or replace function pgflow.send_queued(p_tasks pgflow.task_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_sent pgflow.task_key[];
 begin
@@ -44,7 +44,7 @@ $$;
 
 -- Archive the messages of tasks; those without one are left out.
 create or replace function pgflow.archive_messages(p_tasks pgflow.task_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_flow text;
   v_ids bigint[];

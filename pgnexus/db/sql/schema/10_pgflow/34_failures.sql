@@ -7,7 +7,7 @@
 
 -- Hold the rows of the tasks' steps, in order.
 create or replace function pgflow.hold_steps(p_tasks pgflow.task_key[]) returns setof pgflow.step_states
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return query
     with named as materialized (select distinct k.run_id, k.step_slug from unnest(p_tasks) k order by 1, 2)
@@ -19,7 +19,7 @@ $$;
 -- Hold the runs' rows, in order: alone where one of them will change, else shared with others that only count. Returns
 -- those that are under way.
 create or replace function pgflow.hold_runs(p_run_ids uuid[], p_alone boolean) returns uuid[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   if p_alone then
     return array(select h.run_id from (
@@ -35,7 +35,7 @@ $$;
 -- Tasks that were ended in this transaction before it was seen that their run or step had ended: they fail with it. A step
 -- whose row somebody holds is left to him: he has a task of it, and comes here himself.
 create or replace function pgflow.void_tasks(p_tasks pgflow.task_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   update pgflow.step_tasks t
   set status = 'failed', failed_at = clock_timestamp(), completed_at = null, output = null, not_before = null, deferred_until = null,
@@ -58,7 +58,7 @@ $$;
 -- Of tasks that are refused, those that are open though their run or step has ended: whoever ended it passed them by, since
 -- somebody held their rows. They end now; this waits for nobody.
 create or replace function pgflow.void_refused(p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_late pgflow.task_key[];
 begin
@@ -88,7 +88,7 @@ $$;
 -- Tasks that were changed in this transaction and are still open: those whose run or step has ended meanwhile end with it.
 -- Returns the others. Whoever changes open tasks calls this: who ended the run may have passed them by.
 create or replace function pgflow.keep_open(p_tasks pgflow.task_key[]) returns pgflow.task_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return pgflow.keep_live(p_tasks, pgflow.hold_runs(array(select distinct k.run_id from unnest(p_tasks) k), false));
 end
@@ -96,7 +96,7 @@ $$;
 
 -- The same where the runs are held; p_live are those that are under way.
 create or replace function pgflow.keep_live(p_tasks pgflow.task_key[], p_live uuid[]) returns pgflow.task_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_open pgflow.task_key[];
   v_late pgflow.task_key[];
@@ -118,7 +118,7 @@ $$;
 
 -- End the open tasks of runs, or of some of their steps; whoever works on one finds its completion refused.
 create or replace function pgflow.end_open_tasks(p_run_ids uuid[], p_step_slugs text[], p_error text) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_ended pgflow.task_key[];
 begin
@@ -144,7 +144,7 @@ $$;
 create or replace function pgflow.fail_runs(
   p_run_ids uuid[], p_step_slugs text[], p_errors text[], p_cancelled boolean default false, p_event_names_error boolean default true
 ) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_failed pgflow.step_key[];
 begin
@@ -180,7 +180,7 @@ $$;
 -- skipped by this. Their runs' counts are the caller's to lower.
 create or replace function pgflow.skip_cascade(p_steps pgflow.step_key[], p_reason text, p_errors text[] default null)
 returns pgflow.step_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_skipped pgflow.step_key[];
 begin
@@ -210,7 +210,7 @@ $$;
 -- Skip steps alone: their children go on without them. Returns those that were skipped by this.
 create or replace function pgflow.skip_steps(p_steps pgflow.step_key[], p_reason text, p_errors text[] default null)
 returns pgflow.step_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_skipped pgflow.step_key[];
 begin
@@ -230,7 +230,7 @@ end
 $$;
 
 create or replace function pgflow.end_skipped(p_steps pgflow.step_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   if p_steps is not null then
     perform pgflow.end_open_tasks(array_agg(k.run_id), array_agg(k.step_slug), 'the step was skipped') from unnest(p_steps) k;

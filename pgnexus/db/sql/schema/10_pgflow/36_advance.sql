@@ -3,14 +3,14 @@
 -- exclusively.
 
 create or replace function pgflow.has_maps(p_steps pgflow.step_key[]) returns boolean
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return exists (select from pgflow.steps s where s.step_type = 'map' and s.flow_slug in (select k.flow_slug from unnest(p_steps) k));
 end
 $$;
 
 create or replace function pgflow.has_conditions(p_steps pgflow.step_key[]) returns boolean
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return exists (select from pgflow.steps s
                  where (s.required_input_pattern is not null or s.forbidden_input_pattern is not null)
@@ -21,7 +21,7 @@ $$;
 -- Count steps that ended off their children; a map child learns its number of tasks from its only parent. Returns the
 -- children that wait for nothing any more.
 create or replace function pgflow.release_children(p_ended pgflow.step_key[]) returns pgflow.step_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_released pgflow.step_key[];
 begin
@@ -47,7 +47,7 @@ $$;
 
 -- How many elements an ended step gives to a map child: none if it was skipped.
 create or replace function pgflow.count_elements(p_flow_slug text, p_run_id uuid, p_step_slug text) returns int
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return (
     select case when st.status <> 'completed' then 0
@@ -62,7 +62,7 @@ $$;
 -- What a single step is given, and what its conditions look at: the run's input for a root's condition, else the
 -- outputs of its completed dependencies.
 create or replace function pgflow.dependency_outputs(p_flow_slug text, p_run_id uuid, p_step_slug text) returns jsonb
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return (
     select coalesce(jsonb_object_agg(d.dep_slug, coalesce(st.output, 'null')), '{}')
@@ -75,7 +75,7 @@ $$;
 -- with all that is downstream. Returns what was skipped; `releases` where children still have to be told.
 create or replace function pgflow.resolve_conditions(p_ready pgflow.step_key[])
 returns table (step pgflow.step_key, releases boolean)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_fails pgflow.step_key[];
   v_skips pgflow.step_key[];
@@ -119,7 +119,7 @@ $$;
 
 -- Complete steps that wait for nothing and have no task: maps over an empty array. Returns them.
 create or replace function pgflow.complete_taskless(p_ready pgflow.step_key[]) returns pgflow.step_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_completed pgflow.step_key[];
 begin
@@ -142,7 +142,7 @@ $$;
 -- The elements of a map step's tasks. Where its parent is a map, the parent's tasks have them already.
 create or replace function pgflow.map_elements(p_flow_slug text, p_run_id uuid, p_step_slug text)
 returns table (task_index int, element jsonb)
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_parent text;
   v_parent_type text;
@@ -172,7 +172,7 @@ $$;
 create or replace function pgflow.start_steps(
   p_ready pgflow.step_key[], p_worker_id uuid default null, p_claim int default 0, p_handlers text[] default null
 ) returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_started pgflow.step_key[];
 begin
@@ -197,7 +197,7 @@ $$;
 create or replace function pgflow.make_tasks(
   p_steps pgflow.step_key[], p_worker_id uuid, p_claim int, p_handlers text[]
 ) returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_left int := coalesce(p_claim, 0);
   v_delay int;
@@ -247,7 +247,7 @@ $$;
 
 -- Queued where there is no worker, else claimed by it.
 create or replace function pgflow.insert_tasks(p_tasks pgflow.task_key[], p_elements jsonb[], p_worker_id uuid) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   insert into pgflow.step_tasks (run_id, flow_slug, step_slug, task_index, message_id, input, status, attempts_count, started_at, last_worker_id)
   select k.run_id, k.flow_slug, k.step_slug, k.task_index, k.message_id, e.element,
@@ -261,7 +261,7 @@ $$;
 
 -- The last part: runs get their counts, and those that have nothing left are complete.
 create or replace function pgflow.count_off(p_ended pgflow.step_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_completed uuid[];
 begin
@@ -277,7 +277,7 @@ end
 $$;
 
 create or replace function pgflow.complete_runs(p_run_ids uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_completed uuid[];
 begin
@@ -304,7 +304,7 @@ create or replace function pgflow.advance(
   p_ended pgflow.step_key[], p_ready pgflow.step_key[] default null, p_worker_id uuid default null, p_claim int default 0,
   p_handlers text[] default null, p_max_waves int default null
 ) returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_has_maps boolean := pgflow.has_maps(coalesce(p_ended, p_ready));
   v_has_conditions boolean := pgflow.has_conditions(coalesce(p_ended, p_ready));

@@ -2,7 +2,7 @@
 
 -- The steps of a run that wait for nothing and have not begun.
 create or replace function pgflow.ready_steps(p_run_id uuid) returns pgflow.step_key[]
-language sql stable set search_path = pg_catalog, pgflow as $$
+language sql stable set search_path = pg_catalog, pgflow, pg_temp as $$
   select array_agg(row(st.flow_slug, st.run_id, st.step_slug)::pgflow.step_key order by s.step_index)
   from pgflow.step_states st join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug
   where st.run_id = p_run_id and st.status = 'created' and st.remaining_deps = 0
@@ -10,13 +10,13 @@ $$;
 
 -- Hold a run's row; null when it is not under way.
 create or replace function pgflow.hold_run(p_run_id uuid) returns uuid
-language sql volatile set search_path = pg_catalog, pgflow as $$
+language sql volatile set search_path = pg_catalog, pgflow, pg_temp as $$
   select r.run_id from pgflow.runs r where r.run_id = p_run_id and r.status = 'started' for no key update
 $$;
 
 -- Resolve the conditions of a run's ready steps to the fixpoint; false when that failed the run.
 create or replace function pgflow.cascade_resolve_conditions(run_id uuid) returns boolean
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 declare
   v_skipped pgflow.step_key[];
@@ -39,7 +39,7 @@ $$;
 
 -- Skip a step and all that is downstream of it; returns how many were skipped by this.
 create or replace function pgflow._cascade_force_skip_steps(run_id uuid, step_slug text, skip_reason text) returns int
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 declare
   v_skipped pgflow.step_key[];
@@ -62,7 +62,7 @@ $$;
 
 -- Complete steps without tasks, wave by wave; returns how many.
 create or replace function pgflow.cascade_complete_taskless_steps(run_id uuid) returns int
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 declare
   v_wave pgflow.step_key[];
@@ -87,7 +87,7 @@ end
 $$;
 
 create or replace function pgflow.start_ready_steps(run_id uuid) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 begin
   if pgflow.hold_run(start_ready_steps.run_id) is not null then
@@ -97,7 +97,7 @@ end
 $$;
 
 create or replace function pgflow.maybe_complete_run(run_id uuid) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 begin
   if pgflow.hold_run(maybe_complete_run.run_id) is not null then

@@ -2,7 +2,7 @@
 
 -- Refuse inputs that the flow's root map steps cannot be made of.
 create or replace function pgflow.check_inputs(p_flow_slug text, p_inputs jsonb[]) returns void
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_input jsonb;
 begin
@@ -25,7 +25,7 @@ $$;
 create or replace function pgflow.begin_runs(
   p_name text, p_inputs jsonb[], p_run_ids uuid[], p_max_waves int, p_notify boolean, p_exact boolean
 ) returns table (run_id uuid, created boolean)
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_flow text := case when p_exact then (select f.flow_slug from pgflow.flows f where f.flow_slug = p_name)
@@ -68,7 +68,7 @@ end
 $$;
 
 create or replace function pgflow.begin_steps(p_flow_slug text, p_run_ids uuid[], p_max_waves int) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_roots pgflow.step_key[];
 begin
@@ -88,12 +88,12 @@ $$;
 create or replace function pgflow.start_flows(
   p_flow_slug text, p_inputs jsonb[], p_run_ids uuid[] default null, p_notify boolean default true, p_exact boolean default false
 ) returns table (run_id uuid, created boolean)
-language sql set search_path = pg_catalog, pgflow as $$
+language sql set search_path = pg_catalog, pgflow, pg_temp as $$
   select b.run_id, b.created from pgflow.begin_runs(p_flow_slug, p_inputs, p_run_ids, null, p_notify, p_exact) b
 $$;
 
 create or replace function pgflow.start_flow(flow_slug text, input jsonb, run_id uuid default null) returns setof pgflow.runs
-language plpgsql set search_path = pg_catalog, pgflow set plan_cache_mode = force_generic_plan as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   v_run_id uuid;
@@ -105,7 +105,7 @@ end
 $$;
 
 create or replace function pgflow.get_run_with_states(run_id uuid) returns jsonb
-language sql stable set search_path = pg_catalog, pgflow as $$
+language sql stable set search_path = pg_catalog, pgflow, pg_temp as $$
   select jsonb_build_object('run', to_jsonb(r), 'steps', coalesce((
     select jsonb_agg(to_jsonb(st) order by s.step_index)
     from pgflow.step_states st join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug
@@ -114,7 +114,7 @@ language sql stable set search_path = pg_catalog, pgflow as $$
 $$;
 
 create or replace function pgflow.start_flow_with_states(flow_slug text, input jsonb, run_id uuid default null) returns jsonb
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 declare
   v_run_id uuid;

@@ -3,7 +3,7 @@
 
 -- Claimed tasks with all that a handler wants to know.
 create or replace function pgflow.describe_tasks(p_tasks pgflow.task_key[]) returns setof pgflow.claimed_task
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return query
     with named as materialized (
@@ -26,7 +26,7 @@ $$;
 
 -- What the task of the same index of the only parent, a map, came to.
 create or replace function pgflow.parent_output(p_flow_slug text, p_run_id uuid, p_step_slug text, p_task_index int) returns jsonb
-language plpgsql stable set search_path = pg_catalog, pgflow as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   return (select coalesce(t.output, 'null') from pgflow.deps d
           join pgflow.step_tasks t on t.run_id = p_run_id and t.step_slug = d.dep_slug and t.task_index = p_task_index
@@ -37,7 +37,7 @@ $$;
 -- Set when messages become visible, each by its own offset in seconds from now; returns those that were there.
 create or replace function pgflow.set_vt_batch(queue_name text, msg_ids bigint[], vt_offsets int[])
 returns table (msg_id bigint, read_ct int, enqueued_at timestamptz, vt timestamptz, message jsonb, headers jsonb)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   if cardinality(msg_ids) is distinct from cardinality(vt_offsets) then
     raise exception 'msg_ids length (%) must equal vt_offsets length (%)',
@@ -54,7 +54,7 @@ $$;
 
 -- The tasks that messages on a flow's queue stand for. What is no message of a task is put aside.
 create or replace function pgflow.tasks_of_messages(p_flow_slug text, p_msg_ids bigint[]) returns pgflow.task_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_queue text := pgflow.queue_of(p_flow_slug);
   v_tasks pgflow.task_key[];
@@ -82,7 +82,7 @@ $$;
 -- messages: where somebody holds the run alone at this moment, the message is visible again at once.
 create or replace function pgflow.start_tasks(flow_slug text, msg_ids bigint[], worker_id uuid)
 returns setof pgflow.step_task_record
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   v_named pgflow.task_key[] := pgflow.tasks_of_messages(start_tasks.flow_slug, msg_ids);
@@ -135,7 +135,7 @@ $$;
 create or replace function pgflow.poll_for_tasks(
   queue_name text, vt int, qty int, max_poll_seconds int default 5, poll_interval_ms int default 100
 ) returns setof pgflow.step_task_record
-language sql set search_path = pg_catalog, pgflow as $$
+language sql set search_path = pg_catalog, pgflow, pg_temp as $$
   select null::pgflow.step_task_record where false
 $$;
 
@@ -143,7 +143,7 @@ $$;
 -- worker has, for flows that were built at run time; a task of another action is left for others.
 create or replace function pgflow.claim_tasks(p_queues text[], p_worker_id uuid, p_limit int, p_handlers text[] default null)
 returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_queue text;
   v_left int := p_limit;
@@ -179,7 +179,7 @@ $$;
 create or replace function pgflow.claim_messages(
   p_queue text, p_ids bigint[], p_messages jsonb[], p_worker_id uuid, p_handlers text[]
 ) returns pgflow.task_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_runs uuid[];
   v_live uuid[];
@@ -230,7 +230,7 @@ $$;
 
 -- The tasks that messages name; run_id is null where a message names none.
 create or replace function pgflow.read_messages(p_ids bigint[], p_messages jsonb[]) returns setof pgflow.task_key
-language sql stable set search_path = pg_catalog, pgflow as $$
+language sql stable set search_path = pg_catalog, pgflow, pg_temp as $$
   select i.message ->> 'flow_slug', pgflow.message_run_id(i.message), i.message ->> 'step_slug',
          coalesce(pgflow.message_task_index(i.message), 0), i.id
   from unnest(p_ids, p_messages) as i (id, message)
@@ -242,7 +242,7 @@ $$;
 create or replace function pgflow.leave_messages(
   p_queue text, p_ids bigint[], p_messages jsonb[], p_runs uuid[], p_claimed pgflow.task_key[]
 ) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_foreign bigint[];
   v_astray bigint[];
@@ -280,7 +280,7 @@ $$;
 create or replace function pgflow.archive_foreign(
   p_queue text, p_ids bigint[], p_reason text default 'no message of a task: needs run_id (a UUID), step_slug and task_index'
 ) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   perform pgmq.archive(p_queue, p_ids);
   execute format('update pgmq.%I set headers = coalesce(headers, ''{}'') || $2 where msg_id = any ($1)', pgmq.format_table_name(p_queue, 'a'))

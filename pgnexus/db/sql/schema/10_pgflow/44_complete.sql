@@ -3,7 +3,7 @@
 -- Fail runs in which a map is to be made of what is no array; returns those runs. What else of them was finished by the
 -- same tasks ends with them.
 create or replace function pgflow.fail_type_violations(p_finished pgflow.step_key[], p_tasks pgflow.task_key[]) returns uuid[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_runs uuid[];
   v_steps text[];
@@ -40,7 +40,7 @@ end
 $$;
 
 create or replace function pgflow.complete_steps(p_finished pgflow.step_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   with finished as materialized (
     select k.run_id, k.step_slug, s.step_type from unnest(p_finished) k
@@ -63,7 +63,7 @@ $$;
 -- child of the one before it, which is its only dependency; none of them with a condition or before a map.
 create or replace function pgflow.complete_followers(p_finished pgflow.step_key[], p_run_ids uuid[], p_step_slugs text[], p_then jsonb[])
 returns pgflow.step_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_completed pgflow.step_key[];
 begin
@@ -91,7 +91,7 @@ $$;
 
 -- Each started and completed before the one behind it.
 create or replace function pgflow.emit_followers(p_steps pgflow.step_key[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_state pgflow.step_states;
 begin
@@ -111,7 +111,7 @@ $$;
 
 -- Count ended tasks off their steps; returns the steps that are finished, and the tasks that ended too late.
 create or replace function pgflow.count_down(p_tasks pgflow.task_key[], out finished pgflow.step_key[], out late pgflow.task_key[])
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_runs uuid[] := array(select distinct k.run_id from unnest(p_tasks) k);
   v_closed pgflow.step_key[];
@@ -156,7 +156,7 @@ create or replace function pgflow.complete_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_outputs jsonb[],
   p_claim int default 0, p_handlers text[] default null, p_notify boolean default true, p_then jsonb[] default null
 ) returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_done pgflow.task_key[];
   v_late pgflow.task_key[];
@@ -217,7 +217,7 @@ $$;
 -- goes.
 create or replace function pgflow.complete_task(run_id uuid, step_slug text, task_index int, output jsonb)
 returns setof pgflow.step_tasks
-language plpgsql set search_path = pg_catalog, pgflow set plan_cache_mode = force_generic_plan as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   if pgflow.may_end(complete_task.run_id, complete_task.step_slug, complete_task.task_index) then
@@ -231,7 +231,7 @@ $$;
 
 -- Whether a task's run and step are under way. Where only the step is not, its message goes.
 create or replace function pgflow.may_end(p_run_id uuid, p_step_slug text, p_task_index int) returns boolean
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_run text;
   v_step text;

@@ -6,7 +6,7 @@ create or replace function pgflow.fail_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_errors text[],
   p_final boolean[], p_delays double precision[], p_notify boolean default true
 ) returns table (outcome text, run_id uuid, step_slug text, task_index int)
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_all pgflow.task_key[];
@@ -83,7 +83,7 @@ $$;
 -- Queued tasks wait for their next attempt: as an invisible message where they still have one, else in their own row,
 -- so that queues hold only what may run now.
 create or replace function pgflow.queue_again(p_tasks pgflow.task_key[], p_delays double precision[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_hidden pgflow.task_key[];
   v_now pgflow.task_key[];
@@ -104,7 +104,7 @@ $$;
 
 -- Make the tasks' messages invisible for their delays; returns the tasks whose messages were still there.
 create or replace function pgflow.hide_messages(p_tasks pgflow.task_key[], p_delays double precision[]) returns pgflow.task_key[]
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_flow text;
   v_ids bigint[];
@@ -129,7 +129,7 @@ $$;
 create or replace function pgflow.end_exhausted(
   p_tasks pgflow.task_key[], p_errors text[], p_states pgflow.step_states[], p_live uuid[]
 ) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_runs uuid[];
   v_culprits text[];
@@ -179,7 +179,7 @@ $$;
 -- Fail one task, whoever holds it; returns its row in any case.
 create or replace function pgflow.fail_task(run_id uuid, step_slug text, task_index int, error_message text)
 returns setof pgflow.step_tasks
-language plpgsql set search_path = pg_catalog, pgflow set plan_cache_mode = force_generic_plan as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   if pgflow.may_end(fail_task.run_id, fail_task.step_slug, fail_task.task_index) then
@@ -194,7 +194,7 @@ end
 $$;
 
 create or replace function pgflow.void_started(p_run_id uuid, p_step_slug text, p_task_index int, p_error text) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_ended pgflow.task_key[];
 begin
@@ -216,7 +216,7 @@ $$;
 create or replace function pgflow.release_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_delays double precision[]
 ) returns table (run_id uuid, step_slug text, task_index int)
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_back pgflow.task_key[];

@@ -10,7 +10,7 @@
 -- that was used before is left out: the same message, delivered twice, starts nothing twice.
 create or replace function pgflow.start_claimed(p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_inputs jsonb[])
 returns table (run_id uuid, step_slug text, attempt int)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 declare
   v_run_ids uuid[];
@@ -50,7 +50,7 @@ $$;
 -- committed while the first one begins, and only the second is sure to see the task as the message's sender left it.
 create or replace function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb)
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_messages jsonb[];
@@ -87,7 +87,7 @@ $$;
 create or replace function pgflow.complete_chains(
   p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[], p_outputs jsonb[]
 ) returns setof uuid
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_done uuid[];
   v_outputs jsonb[];
@@ -133,7 +133,7 @@ create or replace function pgflow.return_chains(
   p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[],
   p_delays double precision[], p_errors text[], p_counts boolean
 ) returns setof uuid
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_done uuid[];
   v_now pgflow.task_key[];
@@ -169,7 +169,7 @@ create or replace function pgflow.fail_chains(
   p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[],
   p_errors text[], p_details jsonb[]
 ) returns setof uuid
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_done uuid[];
   v_steps text[];
@@ -197,7 +197,7 @@ $$;
 
 -- Cancel started chains: their open tasks fail, and with them the runs. Returns those that were cancelled.
 create or replace function pgflow.cancel_runs(p_run_ids uuid[]) returns setof uuid
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_done uuid[];
 begin

@@ -6,7 +6,7 @@
 create or replace function pgflow.heartbeat(
   p_worker_id uuid, p_queue_name text, p_function_name text, p_lease interval default null
 ) returns boolean
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_stopped_at timestamptz;
 begin
@@ -20,7 +20,7 @@ end
 $$;
 
 create or replace function pgflow.mark_worker_stopped(worker_id uuid) returns void
-language sql set search_path = pg_catalog, pgflow as $$
+language sql set search_path = pg_catalog, pgflow, pg_temp as $$
   update pgflow.workers w set stopped_at = clock_timestamp() where w.worker_id = mark_worker_stopped.worker_id
 $$;
 
@@ -28,7 +28,7 @@ $$;
 -- by their tasks' time alone, see requeue_stalled_tasks. After a restart of the server everybody is granted one lease to
 -- come back.
 create or replace function pgflow.bury_workers() returns void
-language sql set search_path = pg_catalog, pgflow as $$
+language sql set search_path = pg_catalog, pgflow, pg_temp as $$
   update pgflow.workers w set stopped_at = clock_timestamp()
   where w.worker_id in (
     select d.worker_id from pgflow.workers d
@@ -41,7 +41,7 @@ $$;
 -- fails as its step's when_exhausted says: it may be what kills them.
 create or replace function pgflow.recover_tasks()
 returns table (flow_slug text, run_id uuid, step_slug text, task_index int, exhausted boolean)
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_back pgflow.task_key[];
@@ -87,7 +87,7 @@ end
 $$;
 
 create or replace function pgflow.fail_lost(p_tasks pgflow.task_key[], p_attempts int[]) returns void
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 begin
   if p_tasks is null then
     return;
@@ -104,7 +104,7 @@ $$;
 -- Move tasks whose time has come onto their flows' queues; tells how many, and the seconds until the next one (null if
 -- there is none).
 create or replace function pgflow.send_due_tasks(p_limit int default 1000) returns table (sent int, next_in double precision)
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
 declare
   v_due pgflow.task_key[];
   v_now timestamptz := clock_timestamp();  -- called in the query, it would keep the index from being searched by it
@@ -131,14 +131,14 @@ $$;
 
 -- By this name processes of 0.1 call it, which may still run.
 create or replace function pgflow.send_due(p_flow_slug text, p_limit int default 1000) returns table (sent int, next_in double precision)
-language sql set search_path = pg_catalog, pgflow as $$
+language sql set search_path = pg_catalog, pgflow, pg_temp as $$
   select d.sent, d.next_in from pgflow.send_due_tasks(p_limit) d
 $$;
 
 -- By time alone, for workers that keep no lease here: tasks that run for longer than their timeout and 30 seconds go
 -- back, three times at most; then their message is archived and they fail. Returns how many went back.
 create or replace function pgflow.requeue_stalled_tasks() returns int
-language plpgsql set search_path = pg_catalog, pgflow set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
 declare
   v_back pgflow.task_key[];
   v_lost pgflow.task_key[];

@@ -3,13 +3,13 @@
 -- Delete what ended longer ago than the interval: workers, runs with all that is below them, and their messages and
 -- archive rows. Runs of LLMRequestWorkflow, too: their outcome is in the books of both sides.
 create or replace function pgflow.prune_data_older_than(retention_interval interval) returns void
-language plpgsql security definer set search_path = pg_catalog, pgflow as $$
+language plpgsql security definer set search_path = pg_catalog, pgflow, pg_temp as $$
 declare
   v_before timestamptz := now() - retention_interval;
   v_queue text;
 begin
   for v_queue in select distinct pgflow.queue_of(f.flow_slug) from pgflow.flows f loop
-    continue when not exists (select from pgmq.meta m where m.queue_name = v_queue);
+    continue when not pgflow.may_empty(v_queue);
     execute format(
       'delete from pgmq.%I a where a.archived_at < $1', pgmq.format_table_name(v_queue, 'a')) using v_before;
     execute format(

@@ -29,7 +29,7 @@ create index schedules_by_time on pgflow.schedules (next_fire_at) where paused_a
 create function pgflow.fire_schedules(
   p_names text[], p_versions text[], p_next_fire_ats timestamptz[], p_due_names text[], p_due timestamptz[]
 ) returns table (name text, error text, is_news boolean)
-language plpgsql set search_path = pg_catalog, pgflow as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 declare
   v_schedule record;

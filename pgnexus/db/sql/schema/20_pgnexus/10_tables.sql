@@ -102,6 +102,6 @@ create table pgnexus.installation (
 insert into pgnexus.installation default values;
 
 create function pgnexus.home() returns text
-language sql stable set search_path = pg_catalog, pgnexus as $$
+language sql stable set search_path = pg_catalog, pgnexus, pg_temp as $$
   select current_database() || ' ' || i.id from pgnexus.installation i
 $$;

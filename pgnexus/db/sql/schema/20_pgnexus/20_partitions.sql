@@ -1,7 +1,7 @@
 -- Monthly partitions of job_results, made ahead of time.
 
 create function pgnexus.ensure_partitions(p_from timestamptz default now(), p_months int default 3) returns int
-language plpgsql security definer set search_path = pg_catalog, pgnexus as $$
+language plpgsql security definer set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_month timestamptz;
   v_name text;

@@ -36,7 +36,7 @@ create type pgnexus.incoming as (
 );
 
 create function pgnexus.read_requests(p_requests jsonb[], p_now timestamptz) returns setof pgnexus.incoming
-language sql stable set search_path = pg_catalog, pgnexus as $$
+language sql stable set search_path = pg_catalog, pgnexus, pg_temp as $$
   select e.ordinal::int, t.request_id,
          e.element - '{timeout,delay,not_before,idempotency_key,idempotency_ttl,workflow,instance_id,job_id}'::text[]
            || jsonb_strip_nulls(jsonb_build_object(
@@ -62,7 +62,7 @@ $$;
 
 -- Refuse what could never be answered, before anything is stored. SQLSTATE PN002.
 create function pgnexus.check_requests(p_items pgnexus.incoming[]) returns void
-language plpgsql stable set search_path = pg_catalog, pgnexus as $$
+language plpgsql stable set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_fault text;
   v_no_queues text[];
@@ -102,7 +102,7 @@ $$;
 
 -- Give requests whose idempotency key is taken the identity of the request that has it.
 create function pgnexus.claim_keys(p_items pgnexus.incoming[], p_now timestamptz) returns pgnexus.incoming[]
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_clash record;
   v_items pgnexus.incoming[];
@@ -143,7 +143,7 @@ $$;
 -- never be answered. Nothing of the array is stored then.
 create function pgnexus.enqueue(requests jsonb[], notify boolean default true)
 returns table (ordinal int, request_id uuid, status text, created boolean)
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := clock_timestamp();

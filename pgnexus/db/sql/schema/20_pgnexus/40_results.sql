@@ -23,7 +23,7 @@ create function pgnexus.read_results(p_messages jsonb[]) returns table (
   ordinal bigint, request_id uuid, status text, agent_id text, model text, provider text, output jsonb, error jsonb,
   prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, cost numeric,
   duration_ms bigint, attempts int, message jsonb, reasoning_tokens bigint, cache_write_tokens bigint)
-language sql immutable set search_path = pg_catalog, pgnexus as $$
+language sql immutable set search_path = pg_catalog, pgnexus, pg_temp as $$
   select m.ordinal,
          case when m.message ->> 'status' in ('success', 'failed', 'timeout', 'cancelled')
               then pgnexus.try_uuid(m.message ->> 'request_id') end,
@@ -60,7 +60,7 @@ $$;
 -- that ended their request. A result whose request was never stored here is stored all the same.
 create function pgnexus.record_results(p_messages jsonb[], p_notify boolean default true)
 returns table (request_id uuid, result jsonb)
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_ended uuid[];
@@ -109,7 +109,7 @@ $$;
 
 -- What a late answer used is paid for, once; calls that used nothing are counted all the same.
 create function pgnexus.book_late_results(p_messages jsonb[], p_ended uuid[]) returns void
-language sql set search_path = pg_catalog, pgnexus as $$
+language sql set search_path = pg_catalog, pgnexus, pg_temp as $$
   update pgnexus.job_results j
   set prompt_tokens = l.prompt_tokens, completion_tokens = l.completion_tokens, total_tokens = l.total_tokens,
       cached_tokens = l.cached_tokens, cost = l.cost, attempts = greatest(j.attempts, l.attempts),
@@ -126,7 +126,7 @@ $$;
 -- Take results off a queue into job_results, all in this transaction.
 create function pgnexus.take_results(p_queue text, p_limit int, p_notify boolean default true)
 returns table (taken int, request_id uuid, result jsonb)
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_messages pgmq.message_record[];
 begin
@@ -142,7 +142,7 @@ $$;
 -- What is no result goes to the queue's archive with the reason, all others into job_results.
 create function pgnexus.store_messages(p_queue text, p_messages pgmq.message_record[], p_notify boolean)
 returns table (request_id uuid, result jsonb)
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_results jsonb[];
@@ -163,7 +163,7 @@ $$;
 -- the archive with the reason if it fails again. All in one transaction, so that no innocent one takes its place.
 -- Returns nothing when it did not fail, or when there was none.
 create function pgnexus.reject_result(p_queue text) returns table (msg_id bigint, reason text)
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_message pgmq.message_record;
 begin

@@ -2,7 +2,7 @@
 
 -- Cancel requests that have not ended; returns those that were cancelled by this.
 create function pgnexus.cancel(p_request_ids uuid[]) returns setof uuid
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_done uuid[];
@@ -28,14 +28,14 @@ $$;
 -- Requests that have ended need not wait for their time. One that send_due is sending at this moment is left to it,
 -- for it locks in the other order; the nexus side answers such a request as cancelled or overdue.
 create function pgnexus.unschedule(p_request_ids uuid[]) returns void
-language sql set search_path = pg_catalog, pgnexus as $$
+language sql set search_path = pg_catalog, pgnexus, pg_temp as $$
   delete from pgnexus.scheduled_requests s where s.request_id in (
     select d.request_id from pgnexus.scheduled_requests d where d.request_id = any (p_request_ids)
     for update skip locked)
 $$;
 
 create function pgnexus.notify_done(p_request_ids uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_ids text;
 begin
@@ -51,7 +51,7 @@ $$;
 
 -- Move scheduled requests that are due onto their lanes; returns how many.
 create function pgnexus.send_due(p_limit int) returns int
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_ids uuid[] := '{}';
@@ -83,7 +83,7 @@ $$;
 -- End requests whose deadline has passed as timeout. Looks at deadlines since the last sweep, less a minute for
 -- transactions that commit late; at all of them when p_all is set.
 create function pgnexus.time_out_overdue(p_limit int, p_all boolean default false) returns int
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := clock_timestamp();
@@ -122,7 +122,7 @@ $$;
 -- thing that is known to come, null if there is none.
 create function pgnexus.sweep(p_limit int, p_all boolean default false)
 returns table (sent int, timed_out int, next_in double precision)
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_abandoned int;
 begin

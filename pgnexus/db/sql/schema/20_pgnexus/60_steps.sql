@@ -11,7 +11,7 @@ $$;
 -- one that fits the inner part, however few tasks waited when this was planned.
 create or replace function pgnexus.waiting_steps(p_request_ids uuid[]) returns setof pgflow.step_tasks
 language plpgsql stable
-set search_path = pg_catalog, pgnexus set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 begin
   return query
     select w.* from unnest(p_request_ids) i (request_id)
@@ -23,7 +23,7 @@ $$;
 
 -- End the waiting tasks of requests that have just ended; a look into one index when no task waits.
 create or replace function pgnexus.settle_steps(p_request_ids uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_waiting uuid[];
 begin
@@ -37,7 +37,7 @@ $$;
 -- Settle all at once; if that raises, one by one, so that one run's fault neither undoes the results of others nor
 -- keeps them from their runs. What cannot even be failed is left to its deadline.
 create or replace function pgnexus.settle_or_single_out(p_tokens uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_token uuid;
   v_fault text;
@@ -76,7 +76,7 @@ end
 $$;
 
 create or replace function pgnexus.settle_waiting(p_tokens uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_done uuid[];
   v_outputs jsonb[];
@@ -103,7 +103,7 @@ $$;
 
 -- Hold all that ending these tasks may change, in the order in which everybody locks (see pgflow's 34_failures).
 create or replace function pgnexus.hold_waiting(p_tokens uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgnexus set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off as $$
 declare
   v_tasks pgflow.task_key[];
 begin
@@ -119,7 +119,7 @@ $$;
 -- What the requests' ends mean to the tasks that wait for them: an output, or an error, which is final where asking
 -- again would not help.
 create or replace function pgnexus.step_answers(p_tokens uuid[]) returns table (token uuid, output jsonb, error text, final boolean)
-language plpgsql stable set search_path = pg_catalog, pgnexus set enable_seqscan = off as $$
+language plpgsql stable set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off as $$
 begin
   return query
     select w.deferral_token, a.output, a.error, a.final
@@ -134,7 +134,7 @@ $$;
 create or replace function pgnexus.step_answer(
   p_request pgnexus.job_results, p_details jsonb, out output jsonb, out error text, out final boolean
 )
-language plpgsql stable set search_path = pg_catalog, pgnexus as $$
+language plpgsql stable set search_path = pg_catalog, pgnexus, pg_temp as $$
 declare
   v_text text := p_request.output ->> 'response';
   v_field text := p_details ->> 'field';
@@ -161,7 +161,7 @@ $$;
 
 -- The JSON that a text is, or that is in its one block of code; null when there is none.
 create or replace function pgnexus.json_in(p_text text) returns jsonb
-language plpgsql immutable parallel safe set search_path = pg_catalog, pgnexus as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pgnexus, pg_temp as $$
 begin
   return coalesce(substring(p_text from '^\s*```(?:json|JSON)?\s*\n(.*)\n\s*```\s*$'), p_text)::jsonb;
 exception when data_exception or program_limit_exceeded then
@@ -171,7 +171,7 @@ $$;
 
 -- A stored result in the form of the wire.
 create or replace function pgnexus.result_of(p_request pgnexus.job_results) returns jsonb
-language sql stable set search_path = pg_catalog, pgnexus as $$
+language sql stable set search_path = pg_catalog, pgnexus, pg_temp as $$
   select case when jsonb_typeof(p_request.output) = 'object' then p_request.output else '{}' end
     || jsonb_strip_nulls(jsonb_build_object(
       'request_id', p_request.request_id, 'status', p_request.status, 'agent_id', p_request.agent_id,
@@ -185,7 +185,7 @@ $$;
 -- A step that ended otherwise leaves a request behind that may still cost money. Whoever ends steps holds rows of runs and
 -- may not lock job_results then, so this only notes it; the sweep cancels it. Definer: the nexus side ends steps, too.
 create or replace function pgnexus.abandon_request() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pgnexus as $$
+language plpgsql security definer set search_path = pg_catalog, pgnexus, pg_temp as $$
 begin
   insert into pgnexus.abandoned_requests (request_id)
   select j.request_id from pgnexus.job_results j
@@ -208,7 +208,7 @@ create or replace trigger abandon_deleted_request after delete on pgflow.step_ta
 -- Cancel requests that no step waits for any more; returns how many were looked at. It waits for no row: what somebody is
 -- ending at this moment is left to the next sweep.
 create or replace function pgnexus.cancel_abandoned(p_limit int) returns int
-language plpgsql set search_path = pg_catalog, pgnexus as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_noted uuid[];

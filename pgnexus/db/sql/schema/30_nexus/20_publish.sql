@@ -1,9 +1,10 @@
 -- Publishing: the last word on a request, in the transaction that ends its run.
 
 -- Send results to the queues they are wanted on. A queue that does not exist (any more), that this side may not write
--- to, a request lane or a flow's own cannot take one: it goes to ai_results then, where it is stored all the same.
+-- to, a request lane or a flow's own cannot take one: it goes to ai_results then, where it is stored all the same. What
+-- counts is the role at work, also where a trigger publishes with its owner's rights.
 create function nexus.publish(p_queues text[], p_results jsonb[], p_notify boolean) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_queue text;
   v_results jsonb[];
@@ -13,7 +14,7 @@ begin
   loop
     if v_queue <> 'ai_results' and not (
       nexus_api.takes_results(v_queue)
-      and coalesce(has_table_privilege(to_regclass(format('pgmq.%I', 'q_' || v_queue)), 'insert'), false))
+      and coalesce(has_table_privilege(pgflow.caller(), to_regclass(format('pgmq.%I', 'q_' || v_queue)), 'insert'), false))
     then
       v_queue := 'ai_results';
     end if;
@@ -37,7 +38,7 @@ $$;
 -- Every failed run of LLMRequestWorkflow publishes its failure here, whatever failed it: the workflow, the last
 -- lost worker, a cancel, an operator. What the workflow told of it is in its failed task.
 create function nexus.publish_failed_run() returns trigger
-language plpgsql security definer set search_path = pg_catalog, nexus as $$
+language plpgsql security definer set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_error text;
   v_details jsonb;

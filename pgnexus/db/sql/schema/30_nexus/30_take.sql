@@ -17,7 +17,7 @@ $$;
 -- Take up to p_limit messages off one lane, and start them.
 create function nexus.take_lane(p_lane text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, waited double precision)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_popped pgmq.message_record[];
   v_started int;
@@ -38,7 +38,7 @@ $$;
 -- those taken up before are dropped, all others start.
 create function nexus.start_messages(p_lane text, p_worker_id uuid, p_messages pgmq.message_record[])
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, waited double precision)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_ids uuid[];
@@ -74,7 +74,7 @@ $$;
 -- Answer the requests that were cancelled or whose deadline passed before anyone took them up; returns them. Each
 -- gets a run that has failed already, so that its message, delivered twice, is answered once.
 create function nexus.answer_ended(p_ids uuid[], p_inputs jsonb[]) returns uuid[]
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_ended uuid[];
   v_queues text[];
@@ -106,7 +106,7 @@ $$;
 -- Whether a queue that requests come from has one to take. pgmq plans each pop anew; asking first, with a plan that is
 -- kept, halves what a look at mostly empty queues costs.
 create function nexus.has_requests(p_queue text) returns boolean
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   return case p_queue
     when 'ai_requests_interactive' then
@@ -126,7 +126,7 @@ $$;
 -- to end the task with; seconds_left is null without a deadline, waited (on its lane) for those that come back.
 create function nexus.take_requests(p_worker_id uuid, p_limit int, p_others int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, waited double precision)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_left int := p_limit;
@@ -161,7 +161,7 @@ $$;
 -- the archive with the reason if it fails again. All in one transaction, so that no innocent one takes its place.
 -- Returns null when it did not fail, or when there was none.
 create function nexus.reject_request(p_lane text, p_worker_id uuid) returns table (msg_id bigint, reason text)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_message pgmq.message_record;
 begin

@@ -25,7 +25,7 @@ create function nexus.park(
   p_worker_id uuid, p_runs uuid[], p_steps text[], p_attempts int[], p_scopes text[], p_priorities text[], p_agents text[],
   p_deadlines text[], p_counts boolean[]
 ) returns setof uuid
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_done uuid[];
   v_scope text;
@@ -72,7 +72,7 @@ $$;
 -- Whether a flight is under way, and cannot end before this transaction, which parks a follower. One that is ending at
 -- this moment, and would not see the follower, counts for ended.
 create function nexus.still_flies(p_scope text) returns boolean
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   perform from nexus.flights f where f.key = decode(substr(p_scope, 8), 'hex') for key share skip locked;
   return found;
@@ -81,7 +81,7 @@ $$;
 
 -- The next p_limit of a scope's lane: agents take turns, beginning after p_after, each with its oldest.
 create function nexus.next_parked(p_scope text, p_lane smallint, p_after text, p_limit int) returns uuid[]
-language plpgsql stable set search_path = pg_catalog, nexus as $$
+language plpgsql stable set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   return (
     with recursive agents as (
@@ -118,7 +118,7 @@ $$;
 
 -- Claim parked requests for a worker, and drop what is no longer parked. Those that somebody has locked are ending.
 create function nexus.claim_parked(p_worker_id uuid, p_runs uuid[], out runs uuid[], out agents text[])
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_claimed uuid[];
 begin
@@ -154,7 +154,7 @@ $$;
 create function nexus.take_parked(
   p_worker_id uuid, p_scope text, p_limit int, p_others int default null, p_after text default ''
 ) returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, agent_id text)
-language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
   v_left int := p_limit;
@@ -190,7 +190,7 @@ $$;
 -- Take up to p_limit parked requests whose deadline has passed, from whatever line, so that somebody answers them.
 create function nexus.take_overdue(p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, agent_id text)
-language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off as $$
 declare
   v_now timestamptz := clock_timestamp();
 begin
@@ -202,7 +202,7 @@ $$;
 
 create function nexus.describe_claims(p_runs uuid[], p_agents text[])
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, agent_id text)
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   select r.run_id, t.step_slug, t.attempts_count, r.input,
          extract(epoch from nexus.try_timestamptz(r.input ->> 'deadline') - clock_timestamp())::double precision, i.agent
   from unnest(p_runs, p_agents) with ordinality as i (run_id, agent, n)
@@ -213,7 +213,7 @@ $$;
 
 -- The scopes in which requests are parked, beginning after p_after, but no flights: their ends send them on.
 create function nexus.parked_scopes(p_after text, p_limit int) returns setof text
-language plpgsql stable set search_path = pg_catalog, nexus set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_scope text collate "C" := coalesce(p_after, '');
   v_found int := 0;
@@ -233,7 +233,7 @@ $$;
 
 -- Parked requests back to their queue, now; returns how many.
 create function nexus.unpark_runs(p_runs uuid[]) returns int
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_tasks pgflow.task_key[];
 begin
@@ -260,13 +260,13 @@ $$;
 
 -- All of a scope back to their queue: what they waited for is there, or is gone.
 create function nexus.unpark(p_scope text) returns int
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   select nexus.unpark_runs(array(select p.run_id from nexus.parked p where p.scope = p_scope))
 $$;
 
 -- Those that have waited for a flight longer than p_age: whoever should have ended it may have died.
 create function nexus.unpark_stranded(p_age interval, p_limit int) returns int
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   select nexus.unpark_runs(array(
     select p.run_id from nexus.parked p
     where p.scope >= 'flight:' and p.scope < 'flight;' and p.parked_at < now() - p_age

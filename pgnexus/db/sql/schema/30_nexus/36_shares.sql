@@ -4,7 +4,7 @@
 -- at most p_limit messages and a megabyte a lane. last is the last one of the lane, seen how many there were.
 create function nexus.look_ahead(p_after jsonb, p_limit int)
 returns table (lane text, last bigint, seen bigint, agent_id text, msg_ids bigint[])
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 #variable_conflict use_column
 begin
   foreach lane in array '{ai_requests_interactive,ai_requests,ai_requests_batch}'::text[] loop
@@ -25,7 +25,7 @@ $$;
 
 -- Take these messages off their lane, out of their turn, and park them in the line of shares; returns how many.
 create function nexus.divert(p_worker_id uuid, p_lane text, p_msg_ids bigint[]) returns int
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_messages pgmq.message_record[];
   v_parked int;
@@ -55,7 +55,7 @@ $$;
 
 -- Agents that wait in the line of shares, and in which lane of it; up to p_limit.
 create function nexus.sharers(p_limit int) returns table (lane smallint, agent_id text)
-language plpgsql stable set search_path = pg_catalog, nexus set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
   v_from text collate "C";

@@ -3,7 +3,7 @@
 -- track_metrics, in T3: every provider call into the books, also of requests that others have ended meanwhile, and what it
 -- is charged to budgets. A call that was taken for lost (`unknown`) gets its real row, and the difference is charged.
 create function nexus.book(p_worker_id uuid, p_items jsonb[]) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_gone jsonb[] := '{}';
   v_charges jsonb[];
@@ -68,7 +68,7 @@ $$;
 -- Of these items, the calls that are not in the books because other calls have their numbers: a request that was given back
 -- without counting the attempt, and came to the same worker again. They get the next numbers; null when there are none.
 create function nexus.renumbered(p_worker_id uuid, p_items jsonb[]) returns jsonb[]
-language sql stable set search_path = pg_catalog, nexus as $$
+language sql stable set search_path = pg_catalog, nexus, pg_temp as $$
   select array_agg(n.item || jsonb_build_object('calls', n.calls))
   from (
     select i.item, jsonb_agg(c.call || jsonb_build_object('call', b.calls + c.n) order by c.n) as calls
@@ -85,7 +85,7 @@ $$;
 create function nexus.sum_of_calls(
   p_request_id uuid, out calls int, out prompt_tokens bigint, out completion_tokens bigint, out cached_tokens bigint,
   out cache_write_tokens bigint, out reasoning_tokens bigint, out cost numeric, out estimated boolean)
-language sql stable set search_path = pg_catalog, nexus as $$
+language sql stable set search_path = pg_catalog, nexus, pg_temp as $$
   select count(*), coalesce(sum(a.prompt_tokens), 0), coalesce(sum(a.completion_tokens), 0),
          coalesce(sum(a.cached_tokens), 0), coalesce(sum(a.cache_write_tokens), 0), coalesce(sum(a.reasoning_tokens), 0),
          case when not coalesce(bool_or(a.cost is null and a.prompt_tokens + a.completion_tokens > 0), false) then sum(a.cost) end,
@@ -95,7 +95,7 @@ $$;
 
 -- Of these items, the requests that have more calls in the books than the item tells of: they were taken up before.
 create function nexus.called_before(p_items jsonb[]) returns uuid[]
-language sql stable set search_path = pg_catalog, nexus as $$
+language sql stable set search_path = pg_catalog, nexus, pg_temp as $$
   select array_agg(i.run_id)
   from (select (i.item ->> 'run_id')::uuid as run_id, jsonb_array_length(i.item -> 'calls') as calls
         from unnest(p_items) as i (item)) i
@@ -104,7 +104,7 @@ $$;
 
 -- A result with the calls of all the times its request was taken up, where there are more than it tells of.
 create function nexus.count_calls(p_message jsonb, p_run_id uuid) returns jsonb
-language sql stable set search_path = pg_catalog, nexus as $$
+language sql stable set search_path = pg_catalog, nexus, pg_temp as $$
   select case when s.calls <= coalesce((p_message ->> 'attempts')::int, 0) and p_message ? 'usage' then p_message
               when s.calls = 0 then p_message
               else p_message - '{cost,estimated}'::text[] || jsonb_strip_nulls(jsonb_build_object(
@@ -118,7 +118,7 @@ $$;
 
 -- Calls of items that could not be settled are in the books all the same: whoever ended their requests did not know them.
 create function nexus.note_late(p_items jsonb[], p_settled uuid[]) returns void
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   insert into nexus.late_calls (request_id)
   select (i.item ->> 'run_id')::uuid from unnest(p_items) as i (item)
   where (i.item ->> 'run_id')::uuid <> all (p_settled) and jsonb_array_length(i.item -> 'calls') > 0
@@ -128,7 +128,7 @@ $$;
 -- has not ended will be told with them when it does. What somebody else holds is left for the next time, so that this waits
 -- for nobody; what never arrives where results are stored is let go after a day. Returns how many were looked at.
 create function nexus.amend_results(p_limit int) returns int
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_late record;
   v_ended boolean;

@@ -13,7 +13,7 @@ create table nexus.reservations (
 -- Note calls in flight as one row, drop rows whose calls are in the books, and bury those whose requests others have been
 -- given. Said twice, it is done once. Nobody waits for the disk: what a crash of the server loses the worker still knows.
 create function nexus.reserve(p_instance uuid, p_number bigint, p_calls json, p_done bigint[], p_lost bigint[]) returns void
-language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_charges jsonb[];
 begin
@@ -43,7 +43,7 @@ $$;
 -- The instances that are no more and have left calls in flight, or, with p_all, anything else. (What they have spent they
 -- may leave: it counts all the same.)
 create function nexus.gone_instances(p_all boolean) returns setof uuid
-language plpgsql stable set search_path = pg_catalog, nexus as $$
+language plpgsql stable set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   return query
   with recursive reserving as (  -- from one to the next, past the many rows of each
@@ -65,7 +65,7 @@ $$;
 -- Make `unknown` attempts of an instance's calls in flight (of all, or of the rows named) that are not in the books, and
 -- take their rows away. Returns how many, and what they are to be charged: what was reserved. Who calls it has the lock.
 create function nexus.book_unknown(p_instance uuid, p_numbers bigint[], out calls int, out charges jsonb[])
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   with gone as (
     delete from nexus.reservations r
@@ -103,7 +103,7 @@ end
 $$;
 
 create function nexus.lock_burial(p_instance uuid, p_wait boolean) returns boolean
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_key bigint := hashtextextended('nexus.bury ' || p_instance, 0);
 begin
@@ -118,7 +118,7 @@ $$;
 -- attempts of the transaction are written. With p_wait only of those with calls in flight, and also of those that somebody
 -- else is at; without it of all others.
 create function nexus.begin_burial(p_wait boolean) returns jsonb[]
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_instance uuid;
   v_gone jsonb[] := '{}';
@@ -134,7 +134,7 @@ end
 $$;
 
 create function nexus.end_burial(p_gone jsonb[]) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_gone jsonb;
   v_instance uuid;
@@ -152,7 +152,7 @@ $$;
 -- Bring the books of instances that are no more to their end; any number of workers may do so at once. Returns them, and how
 -- many calls each had in flight.
 create function nexus.bury() returns table (instance_id uuid, calls int)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_gone jsonb[] := nexus.begin_burial(false);
 begin

@@ -26,7 +26,7 @@ $$;
 
 -- The flight that a request leads, if any, is over: those who follow may be taken up.
 create function nexus.end_flight(p_request_id uuid) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_keys bytea[];
 begin
@@ -42,7 +42,7 @@ $$;
 -- whose run has ended in a way that told nobody is followed by nobody.
 create function nexus.look_up(p_request_id uuid, p_key bytea, p_kept boolean, p_flight boolean)
 returns table (how text, answer jsonb)
-language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_leader uuid;
@@ -72,7 +72,7 @@ $$;
 -- In T3, for items with a `saving` {key, ttl, answer}: keep the answer, for ttl seconds or for those who follow only, and end the flight.
 -- Without an answer (the leader failed) the first of the followers to be taken up leads on.
 create function nexus.save_answers(p_items jsonb[]) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_keys bytea[];
 begin
@@ -102,13 +102,13 @@ $$;
 
 -- Those who follow may be taken up.
 create function nexus.call_followers(p_keys bytea[]) returns void
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   select nexus.unpark(nexus.flight_scope(k.key)) from unnest(p_keys) as k (key)
 $$;
 
 -- A leader whose run ends in any other way than by T3 (cancelled, its last worker lost) hands over.
 create function nexus.hand_over() returns trigger
-language plpgsql security definer set search_path = pg_catalog, nexus as $$
+language plpgsql security definer set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   perform nexus.end_flight(new.run_id);
   return null;
@@ -122,7 +122,7 @@ create trigger hand_over
 
 -- Take away answers that nobody will be given any more, and flights whose leader is gone; returns how many answers.
 create function nexus.prune_answers(p_limit int) returns int
-language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_now timestamptz := clock_timestamp();  -- called in the query, it would keep the index from being searched by it
   v_count int;

@@ -49,7 +49,7 @@ create table nexus.configured_limits (
 
 -- The instances that count: others have no calls under way.
 create function nexus.live_instances() returns setof uuid
-language sql stable set search_path = pg_catalog, nexus as $$
+language sql stable set search_path = pg_catalog, nexus, pg_temp as $$
   select w.worker_id from pgflow.workers w
   where w.queue_name = 'llm_request_workflow' and w.stopped_at is null
     and w.last_heartbeat_at > clock_timestamp() - coalesce(w.lease, interval '1 minute')
@@ -63,7 +63,7 @@ $$;
 create function nexus.lease(p_instance uuid, p_serial bigint, p_wants jsonb)
 returns table (n bigint, granted numeric, cap numeric, next_in double precision, period date, since timestamptz,
                ends_in double precision, spent numeric, most numeric, rest numeric)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_live uuid[] := array(select nexus.live_instances());
@@ -99,7 +99,7 @@ $$;
 -- How much of the rest a worker that wants something may take ahead of its calls: what it asks for, or a sixteenth of its part
 -- where there is plenty, and never more than half of its part, so that nobody hoards what is scarce.
 create function nexus.ahead(p_want jsonb, p_rest numeric, p_live int) returns numeric
-language sql immutable set search_path = pg_catalog, nexus as $$
+language sql immutable set search_path = pg_catalog, nexus, pg_temp as $$
   select case when p_rest <= 0 or (p_want ->> 'want')::numeric = 0 then 0
               else least(greatest((p_want ->> 'want')::numeric - (p_want ->> 'waiting')::numeric, p_rest / (16 * p_live)),
                          p_rest / (2 * p_live)) end
@@ -109,7 +109,7 @@ $$;
 -- tokens than there are passes as soon as there are any: the rest is owed, so that no flood of small calls keeps it out.
 create function nexus.lease_rate(
   p_want jsonb, p_live int, out granted numeric, out next_in double precision, out rest numeric)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_scope text := p_want ->> 'scope';
   v_kind text := p_want ->> 'kind';
@@ -150,7 +150,7 @@ $$;
 
 -- The period that an amount of this kind is counted in.
 create function nexus.period_of(p_kind text, p_now timestamptz) returns date
-language sql stable set search_path = pg_catalog, nexus as $$
+language sql stable set search_path = pg_catalog, nexus, pg_temp as $$
   select case when p_kind like '%\_per\_day' then (p_now at time zone 'UTC')::date
               when p_kind like '%\_per\_month' then date_trunc('month', p_now at time zone 'UTC')::date
               else '-infinity'::date end
@@ -159,7 +159,7 @@ $$;
 -- Give back what is no longer wanted. When no answer came to an earlier lease (lost), what it granted is undone if it was
 -- done, else what it gave back is given back now; both leave its serial, so that this may be said twice.
 create function nexus.give_back(p_want jsonb, p_instance uuid, p_serial bigint) returns void
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   update nexus.holdings h
   set leased = greatest(h.leased - case when h.serial = (p_want ->> 'lost')::bigint then h.granted
                                         else (p_want ->> 'give')::numeric end, 0),
@@ -174,7 +174,7 @@ create function nexus.lease_share(
   p_want jsonb, p_instance uuid, p_serial bigint, p_live uuid[],
   out granted numeric, out cap numeric, out next_in double precision, out period date, out since timestamptz,
   out ends_in double precision, out spent numeric, out most numeric, out rest numeric)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_scope text := p_want ->> 'scope';
@@ -217,7 +217,7 @@ $$;
 create function nexus.share_slots(
   p_want jsonb, p_instance uuid, p_live uuid[], p_waiting_since timestamptz,
   out granted numeric, out cap numeric, out next_in double precision, out rest numeric)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_amount numeric := (p_want ->> 'amount')::numeric;
   v_waiting numeric := (p_want ->> 'waiting')::numeric;
@@ -254,7 +254,7 @@ $$;
 create function nexus.share_budget(
   p_want jsonb, p_instance uuid, p_period date, p_live int,
   out granted numeric, out next_in double precision, out spent numeric, out most numeric, out rest numeric)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_need numeric := (p_want ->> 'need')::numeric;
   v_waiting numeric := (p_want ->> 'waiting')::numeric;
@@ -287,14 +287,14 @@ $$;
 
 -- What is kept under the nil uuid has several writers: one at a time, since each comes with rows in no order.
 create function nexus.lock_past() returns void
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   select pg_advisory_xact_lock(hashtextextended('nexus.charged', 0))
 $$;
 
 -- Pay for calls, in the transaction that books them. Each of p_charges is {scope, kind, period, reserved, actual}; what was
 -- set aside counts where nobody knows what a call took.
 create function nexus.charge(p_instance uuid, p_charges jsonb[]) returns void
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   select nexus.lock_past() where p_instance = '00000000-0000-0000-0000-000000000000';
   insert into nexus.charged as c (scope, kind, period, instance_id, settled, spent)
   select i.scope, i.kind, i.period, p_instance, sum(i.reserved), sum(coalesce(i.actual, i.reserved))
@@ -308,7 +308,7 @@ $$;
 
 -- An instance is no more: what it spent is kept under the nil uuid, what it held is free.
 create function nexus.release_holdings(p_instance uuid) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   perform nexus.lock_past();
   with gone as (
@@ -326,7 +326,7 @@ $$;
 
 -- What nobody looks at any more: months that are over, what was given back long ago, buckets that are full.
 create function nexus.prune_limits() returns void
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   delete from nexus.charged c where c.period < clock_timestamp() - interval '100 days';
   delete from nexus.holdings h
   where h.told_at < clock_timestamp() - interval '1 hour'
@@ -338,7 +338,7 @@ $$;
 
 -- Tell what the settings of this instance say: {scope, kind, amount} each.
 create function nexus.configure_limits(p_instance uuid, p_limits jsonb) returns void
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   insert into nexus.configured_limits (instance_id, scope, kind, amount)
   select p_instance, l.scope, l.kind, l.amount
   from jsonb_to_recordset(p_limits) as l (scope text, kind text, amount numeric)

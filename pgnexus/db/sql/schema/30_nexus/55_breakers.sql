@@ -17,7 +17,7 @@ create table nexus.breakers (
 -- Leave a model alone for p_seconds: after failures doubled each time it comes to nothing, 300 at most; after a vendor's own
 -- Retry-After just as long as it said, and that begins the count anew. What nobody has asked for in a day is forgotten.
 create function nexus.open_breaker(p_provider text, p_model text, p_reason text, p_seconds double precision) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   delete from nexus.breakers b where b.open_until < clock_timestamp() - interval '1 day';
   insert into nexus.breakers as b (provider, model, reason, open_until, times)
@@ -40,7 +40,7 @@ $$;
 -- The right to make the one call that finds out; held for p_seconds at most, and no longer than its instance lives. Who asks
 -- again knows of no such call of its own: the answer to the first time was lost.
 create function nexus.probe_breaker(p_instance uuid, p_provider text, p_model text, p_seconds double precision) returns boolean
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   update nexus.breakers b set probe_until = clock_timestamp() + make_interval(secs => p_seconds), probe_by = p_instance
   where b.provider = p_provider and b.model = p_model and b.open_until <= clock_timestamp()
@@ -53,13 +53,13 @@ $$;
 
 -- The call came to nothing that would tell: another one may probe.
 create function nexus.leave_probe(p_instance uuid, p_provider text, p_model text) returns void
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   update nexus.breakers b set probe_until = null, probe_by = null
   where b.provider = p_provider and b.model = p_model and b.probe_by = p_instance
 $$;
 
 create function nexus.close_breaker(p_provider text, p_model text) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   delete from nexus.breakers b where b.provider = p_provider and b.model = p_model;
   if found then

@@ -31,7 +31,7 @@ create function nexus.store_chunks(
   p_request_ids uuid[], p_claims uuid[], p_attempts int[], p_numbers int[], p_discards boolean[], p_texts text[],
   p_reasonings text[], p_tool_calls jsonb[]
 ) returns table (claim uuid, next int)
-language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_held uuid[];
@@ -77,7 +77,7 @@ $$;
 create function nexus.begin_streams(
   p_request_ids uuid[], p_claims uuid[], p_attempts int[], p_numbers int[], p_held uuid[]
 ) returns void
-language sql set search_path = pg_catalog, nexus as $$
+language sql set search_path = pg_catalog, nexus, pg_temp as $$
   insert into nexus.streams as s (request_id, claim, attempt)
   select i.request_id, i.claim, i.attempt
   from unnest(p_request_ids, p_claims, p_attempts, p_numbers) as i (request_id, claim, attempt, number)
@@ -93,7 +93,7 @@ $$;
 -- times keeps one answer's worth. A claim that begins after others leaves room for numbers that a crash may have
 -- taken back from them: a reader that saw one of those must not take a new chunk of that number for it.
 create function nexus.place_chunk(p_request_id uuid, p_number int, p_discard boolean, out number int, out discard boolean)
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 begin
   number := p_number;
   discard := p_discard;
@@ -109,7 +109,7 @@ end
 $$;
 
 create function nexus.notify_chunks(p_request_ids uuid[]) returns void
-language plpgsql set search_path = pg_catalog, nexus as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
   v_ids text;
 begin
@@ -125,7 +125,7 @@ $$;
 
 -- Delete the chunks of at most p_limit requests that ended p_ttl ago, or began a day ago; returns how many.
 create function nexus.prune_chunks(p_ttl interval, p_limit int) returns int
-language plpgsql set search_path = pg_catalog, nexus set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := clock_timestamp();

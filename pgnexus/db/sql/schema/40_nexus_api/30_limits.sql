@@ -3,7 +3,7 @@
 -- workers, set aside of calls at once and of budgets.
 create function nexus_api.limits()
 returns table (scope text, kind text, period date, "limit" numeric, spent numeric, held numeric, level numeric)
-language sql stable security definer set search_path = pg_catalog, nexus_api as $$
+language sql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
   with live as materialized (select nexus.live_instances() as instance_id), configured as (
     select l.scope, l.kind, min(l.amount) as amount
     from nexus.configured_limits l join live on live.instance_id = l.instance_id group by 1, 2

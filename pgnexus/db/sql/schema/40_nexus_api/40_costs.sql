@@ -3,7 +3,7 @@
 -- Give a request's stored result the sum of all its calls. True when that is done, or when there is no such row; false while
 -- the row has no end yet, or somebody else is at it: it waits for nobody.
 create function nexus_api.amend_result(p_request_id uuid) returns boolean
-language plpgsql security definer set search_path = pg_catalog, nexus_api as $$
+language plpgsql security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
 begin
   perform from pgnexus.job_results j where j.request_id = p_request_id and j.finished_at is not null for update skip locked;
   if not found then
@@ -30,7 +30,7 @@ create function nexus_api.costs(
   out cached_tokens bigint, out cache_write_tokens bigint, out reasoning_tokens bigint, out cost numeric,
   out estimated_cost numeric, out calls_of_unknown_cost bigint, out estimated_calls bigint)
 returns setof record
-language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
 #variable_conflict use_column
 declare
   v_unknown text := (select b.name from unnest(p_by) as b (name)

@@ -5,7 +5,7 @@
 -- that is emptied from its front, and ready what it was counted to.
 create function nexus_api.watch_queues()
 returns table (queue text, depth bigint, ready bigint, oldest_seconds double precision)
-language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
 declare
   v_queue text;
 begin
@@ -24,7 +24,7 @@ $$;
 
 -- What waits in line for which limit. All single flights are one line, `flight`, and past thirty agents the others are `agent`.
 create function nexus_api.watch_parked() returns table (scope text, requests bigint, oldest_seconds double precision)
-language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
 declare
   v_now constant timestamptz := clock_timestamp();
   v_after text collate "C" := '';
@@ -50,7 +50,7 @@ $$;
 
 -- The provider calls under way, by model: those that are noted as such and are not in the books yet, 5,000 at most.
 create function nexus_api.watch_calls_in_flight() returns table (provider text, model text, calls bigint)
-language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
 begin
   return query
     select n.call ->> 4, n.call ->> 5, count(*)
@@ -72,7 +72,7 @@ $$;
 create function nexus_api.watch_calls(p_window interval)
 returns table (provider text, model text, calls bigint, failures jsonb, tokens bigint, cost numeric, p50_ms double precision,
                p95_ms double precision)
-language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
 #variable_conflict use_column
 declare
   -- no volatile function: the index of time would not be used
@@ -107,7 +107,7 @@ $$;
 -- what its bucket lacks.
 create function nexus_api.watch_limits()
 returns table (scope text, kind text, "limit" numeric, spent numeric, held numeric, used double precision)
-language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
 #variable_conflict use_column
 begin
   return query
@@ -124,7 +124,7 @@ $$;
 
 -- What calls that began since then have cost, in US dollars, their tokens, and how many used tokens at a price that is not known.
 create function nexus_api.spent(p_since timestamptz) returns table (cost numeric, tokens bigint, unpriced bigint)
-language sql stable security definer set search_path = pg_catalog, nexus_api as $$
+language sql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
   select coalesce(sum(a.cost), 0), coalesce(sum(a.prompt_tokens + a.completion_tokens), 0)::bigint,
          count(*) filter (where a.cost is null and a.prompt_tokens + a.completion_tokens > 0)
   from nexus.attempts a where a.started_at >= p_since
@@ -132,7 +132,7 @@ $$;
 
 -- All that is to be seen now. p_lease is for instances that told no lease.
 create function nexus_api.watch(p_lease interval, p_window interval) returns jsonb
-language plpgsql stable security definer set search_path = pg_catalog, nexus_api as $$
+language plpgsql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
 begin
   return jsonb_build_object(
     'at', clock_timestamp(),

@@ -3,7 +3,7 @@
 create function nexus_api.standings(p_seconds double precision, p_not_the_vendors text[])
 returns table (provider text, model text, calls bigint, latency_ms double precision, success_rate double precision,
                open_for double precision)
-language sql stable security definer set search_path = pg_catalog, nexus_api as $$
+language sql stable security definer set search_path = pg_catalog, nexus_api, pg_temp as $$
   with lately as (
     select a.provider, a.model, count(*) as calls,
            percentile_cont(0.5) within group (order by a.duration_ms) filter (where a.outcome = 'success') as latency_ms,
