@@ -229,6 +229,15 @@ async def test_the_comparison_sees_a_difference(database_url: str) -> None:
     assert catalog(database_url)["relations"] != before["relations"]
 
 
+def test_no_forced_plan_is_compiled(database_url: str) -> None:
+    """A scan of a table without an index costs 1e10 where sequential ones are off: the server would compile it each time."""
+    found = rows(
+        database_url, "select proname, proconfig from pg_proc where 'enable_seqscan=off' = any (proconfig)"
+    )
+    assert found
+    assert [name for name, settings in found if "jit=off" not in settings] == []
+
+
 def test_what_is_released_is_frozen() -> None:
     """Databases out there were made by these very files; add a migration instead of changing one."""
     released = {

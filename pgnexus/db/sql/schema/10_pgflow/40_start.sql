@@ -25,7 +25,7 @@ $$;
 create or replace function pgflow.begin_runs(
   p_name text, p_inputs jsonb[], p_run_ids uuid[], p_max_waves int, p_notify boolean, p_exact boolean
 ) returns table (run_id uuid, created boolean)
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_flow text := case when p_exact then (select f.flow_slug from pgflow.flows f where f.flow_slug = p_name)

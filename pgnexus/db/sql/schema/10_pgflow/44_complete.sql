@@ -156,7 +156,7 @@ create or replace function pgflow.complete_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_outputs jsonb[],
   p_claim int default 0, p_handlers text[] default null, p_notify boolean default true, p_then jsonb[] default null
 ) returns setof pgflow.claimed_task
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_done pgflow.task_key[];
   v_late pgflow.task_key[];

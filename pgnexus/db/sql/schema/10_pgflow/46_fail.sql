@@ -6,7 +6,7 @@ create or replace function pgflow.fail_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_errors text[],
   p_final boolean[], p_delays double precision[], p_notify boolean default true
 ) returns table (outcome text, run_id uuid, step_slug text, task_index int)
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_all pgflow.task_key[];
@@ -216,7 +216,7 @@ $$;
 create or replace function pgflow.release_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_delays double precision[]
 ) returns table (run_id uuid, step_slug text, task_index int)
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_back pgflow.task_key[];

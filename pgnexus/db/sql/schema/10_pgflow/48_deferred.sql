@@ -5,7 +5,7 @@ create or replace function pgflow.defer_tasks(
   p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_task_indexes int[], p_attempts int[], p_tokens uuid[],
   p_until timestamptz[], p_details jsonb[]
 ) returns setof uuid
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_deferred pgflow.task_key[];
 begin
@@ -34,7 +34,7 @@ $$;
 -- tokens is the only one that fits the inner part: that over deadlines looked cheaper while few tasks waited.
 create or replace function pgflow.waiting_tasks(p_tokens uuid[])
 returns table (token uuid, run_id uuid, step_slug text, task_index int, attempt int, n bigint)
-language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql stable set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 begin
   return query
     select i.token, w.run_id, w.step_slug, w.task_index, w.attempts_count, i.n
@@ -47,7 +47,7 @@ $$;
 -- Complete waiting tasks; returns the tokens whose tasks were completed by this.
 create or replace function pgflow.complete_deferred(p_tokens uuid[], p_outputs jsonb[], p_notify boolean default true)
 returns setof uuid
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_tokens uuid[];
   v_runs uuid[];
@@ -77,7 +77,7 @@ $$;
 create or replace function pgflow.fail_deferred(
   p_tokens uuid[], p_errors text[], p_final boolean[] default null, p_notify boolean default true
 ) returns setof uuid
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_tokens uuid[];
   v_runs uuid[];
@@ -129,7 +129,7 @@ $$;
 
 -- Fail waiting tasks whose deadline has passed; returns how many.
 create or replace function pgflow.expire_deferred(p_limit int) returns int
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_tokens uuid[];
 begin

@@ -50,7 +50,7 @@ $$;
 -- committed while the first one begins, and only the second is sure to see the task as the message's sender left it.
 create or replace function pgflow.claim_chains(p_flow_slug text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb)
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_messages jsonb[];

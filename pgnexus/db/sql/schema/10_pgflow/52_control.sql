@@ -2,7 +2,7 @@
 
 -- Cancel a run; false when it had ended.
 create or replace function pgflow.cancel_run(run_id uuid) returns boolean
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 begin
   if exists (select from pgflow.runs r where r.run_id = cancel_run.run_id and r.flow_slug = 'llm_request_workflow') then
@@ -19,7 +19,7 @@ $$;
 -- Take a failed run up again from where it failed: what succeeded, and what was skipped, is kept; failed tasks have all
 -- their attempts before them. False when the run has not failed.
 create or replace function pgflow.retry_run(run_id uuid) returns boolean
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_flow text;

@@ -41,7 +41,7 @@ $$;
 -- fails as its step's when_exhausted says: it may be what kills them.
 create or replace function pgflow.recover_tasks()
 returns table (flow_slug text, run_id uuid, step_slug text, task_index int, exhausted boolean)
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_back pgflow.task_key[];
@@ -104,7 +104,7 @@ $$;
 -- Move tasks whose time has come onto their flows' queues; tells how many, and the seconds until the next one (null if
 -- there is none).
 create or replace function pgflow.send_due_tasks(p_limit int default 1000) returns table (sent int, next_in double precision)
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_due pgflow.task_key[];
   v_now timestamptz := clock_timestamp();  -- called in the query, it would keep the index from being searched by it
@@ -138,7 +138,7 @@ $$;
 -- By time alone, for workers that keep no lease here: tasks that run for longer than their timeout and 30 seconds go
 -- back, three times at most; then their message is archived and they fail. Returns how many went back.
 create or replace function pgflow.requeue_stalled_tasks() returns int
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_back pgflow.task_key[];
   v_lost pgflow.task_key[];

@@ -11,7 +11,7 @@ $$;
 -- one that fits the inner part, however few tasks waited when this was planned.
 create or replace function pgnexus.waiting_steps(p_request_ids uuid[]) returns setof pgflow.step_tasks
 language plpgsql stable
-set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
   return query
     select w.* from unnest(p_request_ids) i (request_id)
@@ -103,7 +103,7 @@ $$;
 
 -- Hold all that ending these tasks may change, in the order in which everybody locks (see pgflow's 34_failures).
 create or replace function pgnexus.hold_waiting(p_tokens uuid[]) returns void
-language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_tasks pgflow.task_key[];
 begin
@@ -119,7 +119,7 @@ $$;
 -- What the requests' ends mean to the tasks that wait for them: an output, or an error, which is final where asking
 -- again would not help.
 create or replace function pgnexus.step_answers(p_tokens uuid[]) returns table (token uuid, output jsonb, error text, final boolean)
-language plpgsql stable set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off as $$
+language plpgsql stable set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off set jit = off as $$
 begin
   return query
     select w.deferral_token, a.output, a.error, a.final

@@ -154,7 +154,7 @@ $$;
 create function nexus.take_parked(
   p_worker_id uuid, p_scope text, p_limit int, p_others int default null, p_after text default ''
 ) returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, agent_id text)
-language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
   v_left int := p_limit;
@@ -190,7 +190,7 @@ $$;
 -- Take up to p_limit parked requests whose deadline has passed, from whatever line, so that somebody answers them.
 create function nexus.take_overdue(p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, agent_id text)
-language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_now timestamptz := clock_timestamp();
 begin
@@ -213,7 +213,7 @@ $$;
 
 -- The scopes in which requests are parked, beginning after p_after, but no flights: their ends send them on.
 create function nexus.parked_scopes(p_after text, p_limit int) returns setof text
-language plpgsql stable set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off set enable_bitmapscan = off as $$
 declare
   v_scope text collate "C" := coalesce(p_after, '');
   v_found int := 0;

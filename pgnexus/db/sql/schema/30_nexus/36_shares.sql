@@ -55,7 +55,7 @@ $$;
 
 -- Agents that wait in the line of shares, and in which lane of it; up to p_limit.
 create function nexus.sharers(p_limit int) returns table (lane smallint, agent_id text)
-language plpgsql stable set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
   v_from text collate "C";
