@@ -17,12 +17,14 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import report
-from benchmarks.database import MeasuredDatabase, measured_database
-from benchmarks.floor import Floor
-from benchmarks.measurements import Figures, alone, bulk, calls_alone
-from benchmarks.provider_server import provider_server
-from benchmarks.system import System
+from benchmarks.contestants.floor import Floor
+from benchmarks.contestants.system import System
+from benchmarks.measurements.calls import alone, bulk, calls_alone
+from benchmarks.report.figures import Figures, Results, summary
+from benchmarks.report.machine import machine
+from benchmarks.report.ratios import ratios, show
+from benchmarks.stage.database import MeasuredDatabase, measured_database
+from benchmarks.stage.provider_server import provider_server
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Bench:
         self._database = database
         self._plan = plan
         self._console = console
-        self.results: report.Results = {}
+        self.results: Results = {}
 
     async def run(self) -> None:
         for number in range(1, self._plan.runs + 1):
@@ -92,13 +94,13 @@ class Bench:
 
 async def measure(url: str | None, plan: Plan, console: Console) -> dict[str, Any]:
     """All runs of the plan: what goes into the JSON file."""
-    where = report.machine()
+    where = machine()
     with measured_database(url) as database:
         async with database.fresh() as probe:
             server = {**await database.settings(), "one_commit_ms": await database.commit_ms(probe)}
         bench = Bench(database, plan, console)
         await bench.run()
-    report.show(bench.results, console)
+    show(bench.results, console)
     where["load_at_end"] = os.getloadavg()[0]
     console.print(
         f"PostgreSQL {server['server_version']}, fsync {server['fsync']}, one commit {server['one_commit_ms']} ms;"
@@ -108,8 +110,8 @@ async def measure(url: str | None, plan: Plan, console: Console) -> dict[str, An
         "machine": where,
         "server": server,
         "plan": {name: getattr(plan, name) for name in plan.__slots__},
-        "ratios": report.ratios(bench.results),
-        "summary": report.summary(bench.results),
+        "ratios": ratios(bench.results),
+        "summary": summary(bench.results),
         "runs": bench.results,
     }
 

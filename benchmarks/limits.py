@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import ClassVar
 
-from benchmarks.child import Child
-from benchmarks.database import measured_database
-from benchmarks.flow.server_cpu import ServerCpu, process_seconds
-from benchmarks.measurements import bulk
-from benchmarks.provider_server import MODEL, provider_server
-from benchmarks.system import System, SystemDriver
+from benchmarks.contestants.system import System, SystemDriver
+from benchmarks.measurements.calls import bulk
+from benchmarks.stage.child import Child
+from benchmarks.stage.database import measured_database
+from benchmarks.stage.provider_server import MODEL, provider_server
+from benchmarks.stage.server_cpu import ServerCpu, process_seconds
 
 _RATES = '{"requests_per_minute": 1e8, "tokens_per_minute": 1e12, "concurrent_calls": 1000000}'
 _MONEY = '{"usd_per_day": 1000000, "usd_per_month": 1000000, "tokens_per_day": 1000000000000}'

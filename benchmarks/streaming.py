@@ -24,11 +24,11 @@ from aiohttp import web
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks.child import child, greet, until_input_ends
-from benchmarks.database import MeasuredDatabase, measured_database
-from benchmarks.provider_server import MODEL
+from benchmarks.contestants.system import settings_for
 from benchmarks.queries import load
-from benchmarks.system import settings_for
+from benchmarks.stage.child import child, greet, until_input_ends
+from benchmarks.stage.database import MeasuredDatabase, measured_database
+from benchmarks.stage.provider_server import MODEL
 from pgnexus.app import App
 from pgnexus.caller.service import LLMService
 
@@ -97,7 +97,7 @@ async def vendor(base_url: str) -> AsyncIterator[Way]:
 @asynccontextmanager
 async def pgnexus(url: str, base_url: str) -> AsyncIterator[Way]:
     """The same through a worker process and the database."""
-    async with child("benchmarks.worker", "nexus", url, base_url):
+    async with child("benchmarks.contestants.worker", "nexus", url, base_url):
         app = App(settings_for(url, base_url), nexus=False)
         await app.start()
         try:

@@ -9,13 +9,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from benchmarks.database import MeasuredDatabase
 from benchmarks.flow.__main__ import main
 from benchmarks.flow.cases import CASES, Case
 from benchmarks.flow.measure import measure
 from benchmarks.flow.report import ratios
 from benchmarks.flow.shapes import SHAPES
 from benchmarks.flow.ways import WAYS
+from benchmarks.stage.database import MeasuredDatabase
 from tests.conftest import Server
 
 

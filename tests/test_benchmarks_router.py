@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.provider_server import ANSWER, provider_server
 from benchmarks.router.__main__ import installed, main
 from benchmarks.router.contestants import CONTESTANTS, MODEL, varied
 from benchmarks.router.report import ratios
+from benchmarks.stage.provider_server import ANSWER, provider_server
 
 
 @pytest.mark.parametrize("name", [*CONTESTANTS, "varied"])

@@ -17,12 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.database import MeasuredDatabase, measured_database
 from benchmarks.flow import report
 from benchmarks.flow.cases import CASES, Case
 from benchmarks.flow.measure import measure
 from benchmarks.flow.ways import WAYS
-from benchmarks.report import Results, machine, summary
+from benchmarks.report.figures import Results, summary
+from benchmarks.report.machine import machine
+from benchmarks.stage.database import MeasuredDatabase, measured_database
 
 _QUICK = 0.25  # the share of the runs that a quick measurement makes
 _BATCH = 200

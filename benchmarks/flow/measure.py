@@ -11,15 +11,15 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from benchmarks.child import Child, child
-from benchmarks.database import MeasuredDatabase
 from benchmarks.flow.cases import Case
 from benchmarks.flow.driver import define
 from benchmarks.flow.queries import load
-from benchmarks.flow.server_cpu import ServerCpu, process_seconds
 from benchmarks.flow.shapes import SHAPES
 from benchmarks.flow.ways import WAYS
-from benchmarks.measurements import Figures
+from benchmarks.report.figures import Figures
+from benchmarks.stage.child import Child, child
+from benchmarks.stage.database import MeasuredDatabase
+from benchmarks.stage.server_cpu import ServerCpu, process_seconds
 
 _TIMEOUT = 600.0
 # The database is asked for the end as often as 1 % of the time so far, within these seconds: exact to that 1 %.

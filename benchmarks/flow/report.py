@@ -6,9 +6,9 @@ import statistics
 
 from rich.console import Console
 
-from benchmarks import report
 from benchmarks.flow.ways import WAYS
-from benchmarks.report import Results
+from benchmarks.report.figures import Results
+from benchmarks.report.tables import show_tables
 
 _SPEED, _COST, _CPU = "steps_per_second", "ms_per_step", "server_cpu_ms_per_step"
 _BASES = ("protocol", "protocol-1")
@@ -46,6 +46,6 @@ def _runs(results: Results, place: tuple[str, str], key: str) -> list[float]:
 
 def show(results: Results, console: Console) -> None:
     """Print one table a case, then the ratios."""
-    report.show(results, console)
+    show_tables(results, console)
     for name, ratio in ratios(results).items():
         console.print(f"{name}: {ratio:g}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from benchmarks.child import greet, standard_input
 from benchmarks.flow.cases import Portion
 from benchmarks.flow.shapes import SHAPES
 from benchmarks.flow.ways import WAYS
+from benchmarks.stage.child import greet, standard_input
 
 
 async def work(way: str, url: str, shape: str, batch: int) -> None:

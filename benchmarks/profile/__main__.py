@@ -13,12 +13,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.database import MeasuredDatabase
 from benchmarks.profile.load import LOADS, Profile, profile
 from benchmarks.profile.report import text
 from benchmarks.profile.sampling import sampler
 from benchmarks.profile.server import DEBIAN, telling_server
-from benchmarks.provider_server import provider_server
+from benchmarks.stage.database import MeasuredDatabase
+from benchmarks.stage.provider_server import provider_server
 
 
 async def _profile(url: str, given: argparse.Namespace, stacks: Path | None) -> Profile:

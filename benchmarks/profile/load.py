@@ -13,12 +13,12 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from benchmarks.database import MeasuredDatabase
-from benchmarks.flow.server_cpu import ServerCpu, process_seconds
+from benchmarks.contestants.system import System, SystemDriver
 from benchmarks.profile.queries import load
 from benchmarks.profile.sampling import sampled
-from benchmarks.provider_server import ProviderServer
-from benchmarks.system import System, SystemDriver
+from benchmarks.stage.database import MeasuredDatabase
+from benchmarks.stage.provider_server import ProviderServer
+from benchmarks.stage.server_cpu import ServerCpu, process_seconds
 
 _TIMEOUT = 600.0
 _WARM_UP = 500

@@ -19,12 +19,13 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.measurements import Figures
-from benchmarks.provider_server import provider_server
-from benchmarks.report import Results, machine, show_tables, summary
+from benchmarks.report.figures import Figures, Results, summary
+from benchmarks.report.machine import machine
+from benchmarks.report.tables import show_tables
 from benchmarks.router import report
 from benchmarks.router.contestants import CONTESTANTS, MODEL
 from benchmarks.router.measure import STEPS, first, memory, speed
+from benchmarks.stage.provider_server import provider_server
 
 _MODULES = {"openai": "openai", "any-llm": "any_llm"}
 _PACKAGES = {"openai": "openai", "any-llm": "any-llm-sdk"}

@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 import aiohttp
 from pydantic_core import from_json, to_json
 
-from benchmarks.prompts import prompt
-from benchmarks.provider_server import ANSWER
+from benchmarks.stage.prompts import prompt
+from benchmarks.stage.provider_server import ANSWER
 from pgnexus.messages import LLMRequest, new_request_id
 from pgnexus.nexus.calls.errand import Errand
 from pgnexus.nexus.router import LLMRouter

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks.child import Child, child
-from benchmarks.measurements import Figures
-from benchmarks.provider_server import ProviderServer
+from benchmarks.report.figures import Figures
 from benchmarks.router.worker import VARIED
+from benchmarks.stage.child import Child, child
+from benchmarks.stage.provider_server import ProviderServer
 
 _WARM_UP = 300
 STEPS = (1000, 10_000, 50_000, 100_000)

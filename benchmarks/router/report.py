@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.report import Results, cell, summary
+from benchmarks.report.figures import Results, summary
+from benchmarks.report.tables import cell
 
 _BARE = "aiohttp"
 _KEYS = {"speed": "calls_per_second", "speed, cpu": "cpu_us_per_call", "first words": "p50_ms"}

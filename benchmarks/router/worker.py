@@ -9,8 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from benchmarks.child import greet, standard_input
 from benchmarks.router.contestants import CONTESTANTS, Contestant, calls, varied
+from benchmarks.stage.child import greet, standard_input
 
 VARIED = "varied"
 

@@ -49,12 +49,14 @@ class Child:
 
 
 @asynccontextmanager
-async def child(module: str, *arguments: object) -> AsyncIterator[Child]:
+async def child(
+    module: str, *arguments: object, python: str | Path = sys.executable
+) -> AsyncIterator[Child]:
     """Run ``python -m module arguments`` for the duration of the block."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *map(str, arguments),
+        python, "-m", module, *map(str, arguments),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from benchmarks.child import greet, until_input_ends
-from benchmarks.floor import FloorWorker
-from benchmarks.system import settings_for
+from benchmarks.contestants.floor import FloorWorker
+from benchmarks.contestants.system import settings_for
+from benchmarks.stage.child import greet, until_input_ends
 from pgnexus.app import App
 
 

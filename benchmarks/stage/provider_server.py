@@ -12,8 +12,8 @@ import aiohttp
 from aiohttp import web
 from pydantic_core import to_json
 
-from benchmarks.child import child, greet, until_input_ends
-from benchmarks.prompts import prompt
+from benchmarks.stage.child import child, greet, until_input_ends
+from benchmarks.stage.prompts import prompt
 
 MODEL = "stub-1"
 
@@ -62,7 +62,7 @@ class ProviderServer:
 @asynccontextmanager
 async def provider_server(delay: float = 0.0, model: str = MODEL) -> AsyncIterator[ProviderServer]:
     """The server in a process of its own; ``delay`` is seconds a call takes at least, ``model`` who it says it is."""
-    async with child("benchmarks.provider_server", "--delay", delay, "--model", model) as process:
+    async with child("benchmarks.stage.provider_server", "--delay", delay, "--model", model) as process:
         yield ProviderServer(int(process.greeting))
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
-from benchmarks.child import Child
-from benchmarks.database import MeasuredDatabase
-from benchmarks.floor import HEADERS, Floor, FloorDriver, job
-from benchmarks.provider_server import ProviderServer
-from benchmarks.system import System, SystemDriver
+from benchmarks.contestants.contestant import Contestant, Driver, Entrant
+from benchmarks.contestants.floor import HEADERS, job
+from benchmarks.report.figures import Figures
+from benchmarks.stage.child import Child
+from benchmarks.stage.database import MeasuredDatabase
+from benchmarks.stage.provider_server import ProviderServer
 from pgnexus.providers.http import HttpClient
 
 _TIMEOUT = 600.0
 _WARM_UP = 200
 _WRITERS = 100  # coroutines that enqueue one by one
-
-Figures = dict[str, float | None]
-Contestant = Callable[[str, ProviderServer], "Floor | System"]
 
 
 async def calls_alone(provider: ProviderServer, requests: int, at_once: int) -> Figures:
@@ -74,21 +71,14 @@ async def bulk(
             }
 
 
-async def _enqueue(driver: FloorDriver | SystemDriver, numbers: range, one_by_one: bool) -> None:
-    if not one_by_one:
+async def _enqueue(driver: Driver, numbers: range, one_by_one: bool) -> None:
+    if one_by_one:
+        await driver.enqueue_each(numbers, _WRITERS)
+    else:
         await driver.enqueue_many(numbers)
-        return
-    assert isinstance(driver, SystemDriver)
-    left = iter(numbers)
-
-    async def writer() -> None:
-        for number in left:
-            await driver.enqueue(number)
-
-    await asyncio.gather(*(writer() for _ in range(_WRITERS)))
 
 
-async def _check(driver: FloorDriver | SystemDriver, stored: int, calls: int, requests: int) -> None:
+async def _check(driver: Driver, stored: int, calls: int, requests: int) -> None:
     """A figure counts only if every request was answered and stored once."""
     found = await driver.stored()
     if found != stored or calls != requests:
@@ -129,7 +119,7 @@ async def alone(
         }
 
 
-async def _commits(database: MeasuredDatabase, url: str, entrant: Floor | System, together: bool) -> int:
+async def _commits(database: MeasuredDatabase, url: str, entrant: Entrant, together: bool) -> int:
     """What starting and stopping commit, without any request."""
     before = await database.commits(url)
     async with entrant.alone(together=together):

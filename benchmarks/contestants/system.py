@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,11 +10,11 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.arrivals import Arrivals, arrivals
-from benchmarks.child import Child, child
-from benchmarks.prompts import prompt
-from benchmarks.provider_server import MODEL, ProviderServer
 from benchmarks.queries import load
+from benchmarks.stage.arrivals import Arrivals, arrivals
+from benchmarks.stage.child import Child, child
+from benchmarks.stage.prompts import prompt
+from benchmarks.stage.provider_server import MODEL, ProviderServer
 from pgnexus.app import App
 from pgnexus.caller.service import LLMService
 from pgnexus.db.database import Database
@@ -50,8 +51,14 @@ class SystemDriver:
             part = [{"messages": prompt(number)} for number in numbers[start : start + _MANY]]
             await self._service.enqueue_many(part, complexity="simple")
 
-    async def enqueue(self, number: int) -> None:
-        await self._service.enqueue("simple", prompt(number))
+    async def enqueue_each(self, numbers: Sequence[int], writers: int) -> None:
+        left = iter(numbers)
+
+        async def writer() -> None:
+            for number in left:
+                await self._service.enqueue("simple", prompt(number))
+
+        await asyncio.gather(*(writer() for _ in range(writers)))
 
     async def call(self, number: int) -> float:
         """Seconds until the answer is in hand."""
@@ -108,7 +115,7 @@ class System:
 
     def _worker(self, sides: str) -> Any:
         return child(
-            "benchmarks.worker", sides, self._url, self._provider.base_url,
+            "benchmarks.contestants.worker", sides, self._url, self._provider.base_url,
             "--concurrency", self._settings.concurrency,
         )  # fmt: skip
 

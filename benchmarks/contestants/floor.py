@@ -12,11 +12,11 @@ import psycopg
 from psycopg.rows import namedtuple_row
 from pydantic_core import to_json
 
-from benchmarks.arrivals import Arrivals, arrivals
-from benchmarks.child import Child, child
-from benchmarks.prompts import prompt
-from benchmarks.provider_server import MODEL, ProviderServer
 from benchmarks.queries import load
+from benchmarks.stage.arrivals import Arrivals, arrivals
+from benchmarks.stage.child import Child, child
+from benchmarks.stage.prompts import prompt
+from benchmarks.stage.provider_server import MODEL, ProviderServer
 from pgnexus.providers.http import HttpClient
 
 BATCH = 100
@@ -117,6 +117,11 @@ class FloorDriver:
             jobs = [job(number) for number in numbers[start : start + BATCH]]
             await self._connection.execute(load("floor_send"), {"jobs": jobs})
 
+    async def enqueue_each(self, numbers: Sequence[int], writers: int) -> None:
+        """From one connection: the floor has no one-by-one door of its own."""
+        for number in numbers:
+            await self._connection.execute(load("floor_send"), {"jobs": [job(number)]})
+
     async def call(self, number: int) -> float:
         """Seconds until the answer is in hand."""
         start = time.perf_counter()
@@ -169,5 +174,6 @@ class Floor:
 
     def _worker(self) -> Any:
         return child(
-            "benchmarks.worker", "floor", self._url, self._provider.base_url, "--concurrency", self._concurrency
+            "benchmarks.contestants.worker", "floor", self._url, self._provider.base_url,
+            "--concurrency", self._concurrency,
         )  # fmt: skip

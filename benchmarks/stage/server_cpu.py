@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.flow.queries import load
+from benchmarks.queries import load
 
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 # Places in /proc/<pid>/stat behind the command's closing bracket.

@@ -1,0 +1,1 @@
+"""What is measured of the contestants, one kind a file."""
