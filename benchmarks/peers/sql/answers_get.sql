@@ -1,0 +1,1 @@
+SELECT answer::text FROM peer_answers WHERE number = %(number)s

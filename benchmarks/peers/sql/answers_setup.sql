@@ -1,0 +1,1 @@
+CREATE TABLE peer_answers (number bigint PRIMARY KEY, answer jsonb NOT NULL);
