@@ -1,0 +1,1 @@
+"""Two versions of pgnexus side by side while the database under them is migrated."""
