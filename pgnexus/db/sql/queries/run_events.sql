@@ -7,7 +7,7 @@ select r.run_id, r.started_at, coalesce(r.completed_at, r.failed_at) as ended_at
        st.error_message, st.skip_reason, st.initial_tasks,
        array(select d.dep_slug from pgflow.deps d where d.flow_slug = s.flow_slug and d.step_slug = s.step_slug) as depends_on
 from pgflow.runs r
-left join pgflow.step_states st on st.run_id = r.run_id
+left join pgflow.states_of(r.run_id) st on true
 left join pgflow.steps s on s.flow_slug = r.flow_slug and s.step_slug = st.step_slug
 where r.run_id = %(run_id)s
 order by s.step_index

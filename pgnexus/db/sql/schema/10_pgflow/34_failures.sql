@@ -103,8 +103,8 @@ declare
 begin
   select array_agg(k) filter (where l.is_open), array_agg(k) filter (where not l.is_open) into v_open, v_late
   from unnest(p_tasks) k cross join lateral (
-    select k.run_id = any (p_live) and exists (
-      select from pgflow.step_states st where st.run_id = k.run_id and st.step_slug = k.step_slug and st.status = 'started') as is_open) l;
+    select k.run_id = any (p_live) and coalesce((  -- chains store no states while they are under way
+      select st.status = 'started' from pgflow.step_states st where st.run_id = k.run_id and st.step_slug = k.step_slug), true) as is_open) l;
   if v_late is not null then
     perform pgflow.void_tasks(v_late);
   end if;

@@ -108,8 +108,7 @@ create or replace function pgflow.get_run_with_states(run_id uuid) returns jsonb
 language sql stable set search_path = pg_catalog, pgflow, pg_temp as $$
   select jsonb_build_object('run', to_jsonb(r), 'steps', coalesce((
     select jsonb_agg(to_jsonb(st) order by s.step_index)
-    from pgflow.step_states st join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug
-    where st.run_id = r.run_id), '[]'))
+    from pgflow.states_of(r.run_id) st join pgflow.steps s on s.flow_slug = st.flow_slug and s.step_slug = st.step_slug), '[]'))
   from pgflow.runs r where r.run_id = get_run_with_states.run_id
 $$;
 

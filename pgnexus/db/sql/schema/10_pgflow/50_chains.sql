@@ -13,12 +13,12 @@ returns table (run_id uuid, step_slug text, attempt int)
 language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
 #variable_conflict use_column
 declare
-  v_run_ids uuid[];
   v_first text;
   v_count int;
 begin
   select count(*)::int, (array_agg(s.step_slug order by s.step_index))[1] into v_count, v_first
   from pgflow.steps s where s.flow_slug = p_flow_slug;
+  return query
   with started as (
     insert into pgflow.runs (run_id, flow_slug, input, remaining_steps)
     select i.id, p_flow_slug, i.input, v_count
@@ -26,22 +26,9 @@ begin
     on conflict on constraint runs_pkey do nothing
     returning runs.run_id
   )
-  select array_agg(started.run_id) into v_run_ids from started;
-  if v_run_ids is null then
-    return;
-  end if;
-  insert into pgflow.step_states
-    (run_id, flow_slug, step_slug, status, remaining_tasks, initial_tasks, remaining_deps, started_at)
-  select r.id, p_flow_slug, s.step_slug,
-         case when s.deps_count = 0 then 'started' else 'created' end,
-         case when s.deps_count = 0 then 1 end, 1, s.deps_count,
-         case when s.deps_count = 0 then now() end
-  from unnest(v_run_ids) as r (id) cross join pgflow.steps s
-  where s.flow_slug = p_flow_slug;
   insert into pgflow.step_tasks (run_id, flow_slug, step_slug, status, attempts_count, started_at, last_worker_id)
-  select r.id, p_flow_slug, v_first, 'started', 1, now(), p_worker_id
-  from unnest(v_run_ids) as r (id);
-  return query select r.id, v_first, 1 from unnest(v_run_ids) as r (id);
+  select s.run_id, p_flow_slug, v_first, 'started', 1, now(), p_worker_id from started s
+  returning step_tasks.run_id, v_first, 1;
 end
 $$;
 
@@ -81,8 +68,8 @@ end
 $$;
 
 -- Complete the claimed tasks and every step behind them, and with that their runs. The task of the first step stands
--- for the chain; the others have a state, but no task of their own. p_outputs: one object a
--- run, {step: output}; a step that is not in it has the output null. Returns the runs that were completed;
+-- for the chain; the others have no task of their own, and their states are those of the run (see untold_states). p_outputs: one
+-- object a run, {step: output}, null where no step has one; only those of the claimed and of the last step are kept. Returns the runs that were completed;
 -- those that are missing had been taken from this worker.
 create or replace function pgflow.complete_chains(
   p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_step_slugs text[], p_attempts int[], p_outputs jsonb[]
@@ -110,7 +97,7 @@ begin
   if v_done is null then
     return;
   end if;
-  update pgflow.step_states st
+  update pgflow.step_states st  -- of runs that an earlier version started, or that somebody has looked after
   set status = 'completed', remaining_tasks = 0, remaining_deps = 0, output = d.outputs -> st.step_slug,
       started_at = coalesce(st.started_at, now()), completed_at = now()
   from unnest(v_done, v_outputs) as d (run_id, outputs)
@@ -189,6 +176,7 @@ begin
   )
   select array_agg(e.run_id), array_agg(e.step_slug), array_agg(e.error) into v_done, v_steps, v_errors from ended e;
   if v_done is not null then
+    perform pgflow.tell_states(v_done);
     perform pgflow.fail_runs(v_done, v_steps, v_errors);
   end if;
   return query select unnest(v_done);
@@ -213,6 +201,7 @@ begin
   )
   select array_agg(distinct e.run_id) into v_done from ended e;
   if v_done is not null then
+    perform pgflow.tell_states(v_done);
     perform pgflow.fail_runs(v_done, array_fill(null::text, array[cardinality(v_done)]),
                              array_fill('cancelled'::text, array[cardinality(v_done)]), p_cancelled => true);
   end if;

@@ -73,6 +73,7 @@ begin
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
+  perform pgflow.tell_states(array(select distinct k.run_id from unnest(v_lost) k));
   -- in the order of locks, what both of the following hold
   perform pgflow.hold_steps(v_lost);
   perform pgflow.hold_runs(array(select distinct k.run_id from unnest(v_back || v_lost) k), v_lost is not null);
@@ -168,6 +169,7 @@ begin
   select array_agg(m.task) filter (where not m.exhausted), array_agg(m.task) filter (where m.exhausted),
          array_agg(m.attempts_count) filter (where m.exhausted)
   into v_back, v_lost, v_attempts from moved m;
+  perform pgflow.tell_states(array(select distinct k.run_id from unnest(v_lost) k));
   -- in the order of locks, what both of the following hold
   perform pgflow.hold_steps(v_lost);
   perform pgflow.hold_runs(array(select distinct k.run_id from unnest(v_back || v_lost) k), v_lost is not null);

@@ -49,8 +49,7 @@ begin
   if p_outcome = 'success' then
     v_done := array(select pgflow.complete_chains(
       'llm_request_workflow', p_worker_id, p_runs, p_steps, p_attempts,
-      array(select jsonb_build_object('route_llm', (i.item -> 'result') - '{response,message}'::text[])
-            from unnest(p_items) with ordinality as i (item, n) order by i.n)));
+      array_fill(null::jsonb, array[cardinality(p_runs)])));  -- the result tells it all
     v_again := nexus.called_before(p_items);
     perform nexus.publish(
       array_agg(coalesce(i.item ->> 'reply_to', 'ai_results')),
