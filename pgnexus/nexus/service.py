@@ -17,6 +17,7 @@ from pgnexus.nexus.consumer import QueueConsumer
 from pgnexus.nexus.housekeeping import Housekeeping
 from pgnexus.nexus.limits.gate import Gate
 from pgnexus.nexus.model_board import ModelBoard
+from pgnexus.nexus.retention import parts
 from pgnexus.nexus.router import LLMRouter
 from pgnexus.nexus.savings import Savings
 from pgnexus.nexus.settler import Settler
@@ -24,6 +25,7 @@ from pgnexus.nexus.standings import Standings
 from pgnexus.nexus.streams.chunks import ChunkWriter
 from pgnexus.nexus.workflow import FLOW_SLUG, LLMRequestWorkflow
 from pgnexus.providers.provider import Provider
+from pgnexus.pruning import Pruner
 from pgnexus.settings import Settings
 
 
@@ -75,6 +77,7 @@ class NexusService:
             Bookkeeper(db, instance_id, settings.heartbeat_interval),
             Housekeeping(db, settings),
             Standings(db, self.router),
+            Pruner(db, "requests", parts(settings)),
         )
         self.registry.on_lost(self._gate.forget)
         self.registry.on_lost(self._reservations.forget)

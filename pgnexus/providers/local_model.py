@@ -12,6 +12,7 @@ import os
 import secrets
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,7 @@ _SLOTS = 2
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 5.0
 _DEATH_WAIT = 1.0
+_LOOK_AGAIN = 30.0  # seconds: to look whether a package is there means to go through the disk
 
 
 def weights(path: Path | None) -> Path:
@@ -78,6 +80,8 @@ class LocalModel:
         self._slots = asyncio.Semaphore(_SLOTS)
         self._process: asyncio.subprocess.Process | None = None
         self._wire: OpenAIWire | None = None
+        self._missing: str | None = None
+        self._looked_at = float("-inf")
 
     @property
     def name(self) -> str:
@@ -89,8 +93,11 @@ class LocalModel:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     def missing(self) -> str | None:
-        """What it lacks on this machine and how to get it; None when it can run."""
-        return missing(self._path)
+        """What it lacks on this machine and how to get it; None when it can run. Up to half a minute old."""
+        now = time.monotonic()
+        if now - self._looked_at > _LOOK_AGAIN:
+            self._missing, self._looked_at = missing(self._path), now
+        return self._missing
 
     async def complete(
         self, request: LLMRequest, model: str, *, timeout: float, on_delta: OnDelta | None = None

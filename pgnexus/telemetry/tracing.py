@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from types import TracebackType
@@ -20,7 +21,13 @@ else:
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
+_LOOK_AGAIN = (
+    1.0  # seconds: while nobody has set one, OpenTelemetry goes through the environment each time it is asked
+)
+
 _own_provider: TracerProvider | None = None
+_global_provider: TracerProvider | None = None
+_looked_at = float("-inf")
 
 
 def set_tracer_provider(provider: TracerProvider | None) -> None:
@@ -32,8 +39,13 @@ def set_tracer_provider(provider: TracerProvider | None) -> None:
 def _provider() -> TracerProvider | None:
     if _own_provider is not None or not INSTALLED:
         return _own_provider
-    provider = trace.get_tracer_provider()
-    return None if isinstance(provider, trace.ProxyTracerProvider) else provider
+    global _global_provider, _looked_at
+    now = time.monotonic()
+    if _global_provider is None and now - _looked_at > _LOOK_AGAIN:
+        provider = trace.get_tracer_provider()
+        _looked_at = now
+        _global_provider = None if isinstance(provider, trace.ProxyTracerProvider) else provider
+    return _global_provider
 
 
 class Scope:

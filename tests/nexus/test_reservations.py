@@ -41,7 +41,7 @@ async def rows(db):
 
 
 def open_some(reservations: Reservations, count: int, charges=()) -> list:
-    return [reservations.open(uuid4(), 1, 1, GPT, ESTIMATE, charges) for _ in range(count)]
+    return [reservations.open(uuid4(), 1, 1, GPT, lambda: ESTIMATE, charges) for _ in range(count)]
 
 
 async def test_calls_that_begin_together_are_one_row(db, one):
@@ -97,7 +97,7 @@ async def test_what_ends_before_it_was_stored_is_never_written(db, one):
 async def test_a_call_of_the_same_number_takes_the_place_of_the_one_before(db, one):
     [first] = open_some(one, 1)
     await first.stored()
-    again = one.open(*first.key, GPT, ESTIMATE, ())
+    again = one.open(*first.key, GPT, lambda: ESTIMATE, ())
     await again.stored()
     one.booked([first.key])
     assert one.in_flight == 0
@@ -186,7 +186,7 @@ async def test_a_worker_that_was_given_up_leaves_its_calls_to_the_books(db, monk
     request_ids = [await request(db), await request(db)]
     claims = [await take(db, instance_id) for _ in request_ids]
     for claim in claims:
-        reservation = reservations.open(claim.run_id, claim.attempt, 1, GPT, ESTIMATE, [CHARGE])
+        reservation = reservations.open(claim.run_id, claim.attempt, 1, GPT, lambda: ESTIMATE, [CHARGE])
     await reservation.stored()
     reservations.forget()
     assert reservations.in_flight == 0
@@ -220,7 +220,7 @@ async def test_the_nexus_role_may_do_all_this(db, nexus_url):
     request_id = await request(db)
     claim = await take(db, instance_id)
     reservations = Reservations(own, instance_id)
-    reservation = reservations.open(claim.run_id, claim.attempt, 1, GPT, ESTIMATE, [CHARGE])
+    reservation = reservations.open(claim.run_id, claim.attempt, 1, GPT, lambda: ESTIMATE, [CHARGE])
     await reservation.stored()
     await sql(db, "select nexus_api.cancel(%s)", [request_id])
     await stored(db, request_id)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -54,13 +54,37 @@ class Named(Protocol):
 class Reservation:
     """One call in flight."""
 
-    __slots__ = ("ended", "key", "note", "row")
+    __slots__ = ("_began_at", "_candidate", "_charges", "_estimate", "ended", "key", "row")
 
-    def __init__(self, row: _Row, key: _Key, note: _Note) -> None:
+    def __init__(
+        self,
+        row: _Row,
+        key: _Key,
+        candidate: Named,
+        estimate: Callable[[], Estimate],
+        charges: Sequence[Charge],
+    ) -> None:
         self.row = row
         self.key = key
-        self.note = note
         self.ended = False
+        self._began_at = datetime.now(UTC)
+        self._candidate = candidate
+        self._estimate = estimate
+        self._charges = charges
+
+    def note(self) -> _Note:
+        """What nexus.reserve keeps of it."""
+        expected, candidate = self._estimate(), self._candidate
+        return (
+            *self.key,
+            self._began_at,
+            candidate.provider,
+            candidate.model,
+            expected.prompt_tokens,
+            expected.completion_tokens,
+            expected.cost,
+            [charge.to_json() for charge in self._charges],
+        )
 
     async def stored(self) -> None:
         """Wait until the note is in the database; raises when the database refuses it."""
@@ -123,24 +147,16 @@ class Reservations:
         attempt: int,
         number: int,
         candidate: Named,
-        estimate: Estimate,
+        estimate: Callable[[], Estimate],
         charges: Sequence[Charge],
     ) -> Reservation:
-        """Note a call: ``attempt`` counts how often its request was taken up, ``number`` the calls of that time."""
+        """Note a call: ``attempt`` counts how often its request was taken up, ``number`` the calls of that time.
+
+        ``estimate`` is asked when the note is stored, which the end of an instant call forestalls.
+        """
         row = self._filling()
-        note = (
-            request_id,
-            attempt,
-            number,
-            datetime.now(UTC),
-            candidate.provider,
-            candidate.model,
-            estimate.prompt_tokens,
-            estimate.completion_tokens,
-            estimate.cost,
-            [charge.to_json() for charge in charges] if charges else (),
-        )
-        reservation = Reservation(row, (request_id, attempt, number), note)
+        key = (request_id, attempt, number)
+        reservation = Reservation(row, key, candidate, estimate, charges)
         row.calls.append(reservation)
         row.open += 1
         if charges and not row.urgent:
@@ -237,7 +253,7 @@ class Reservations:
         while True:
             row = self._rows.popleft() if self._rows else _Row(0)
             row.sent = True
-            row.fault = await self._store(row.number, [call.note for call in row.calls if not call.ended])
+            row.fault = await self._store(row.number, [call.note() for call in row.calls if not call.ended])
             row.calls.clear()
             row.stored.set()
             if row.lost:

@@ -133,7 +133,7 @@ class Call:
             return
         number, charges = len(errand.calls) + 1, self._permit.charges
         reservation = reservations.open(
-            errand.request.request_id, errand.attempt, number, self._candidate, self._estimate(), charges
+            errand.request.request_id, errand.attempt, number, self._candidate, self._estimate, charges
         )
         if not charges:
             return

@@ -82,20 +82,24 @@ class Routes:
     def __init__(self, rows: Mapping[str, RouteSettings]) -> None:
         self._by_place: dict[_Place, Route] = {}
         self._agents: set[str] = set()
+        self._task_types: set[str] = set()
+        self._found: dict[_Place, Route] = {}
         for name, row in {**DEFAULT_ROUTES, **rows}.items():
             candidates = tuple(dict.fromkeys(Candidate.named(ref) for ref in row.models))
             place = _place(name)
             self._by_place[place] = Route(name, row, candidates, name in rows)
+            self._task_types |= {place[1]} if place[1] is not None else set()
             self._agents |= {place[2]} if place[2] is not None else set()
 
     def find(self, complexity: Complexity, task_type: str | None, agent_id: str | None) -> Route:
         """The most particular row that there is."""
-        known = agent_id if agent_id in self._agents else None
-        return next(
-            self._by_place[place]
-            for place in _precedence(complexity, task_type, known)
-            if place in self._by_place
-        )
+        task_type = task_type if task_type in self._task_types else None
+        agent_id = agent_id if agent_id in self._agents else None
+        wanted = (complexity, task_type, agent_id)
+        if (route := self._found.get(wanted)) is None:
+            places = _precedence(complexity, task_type, agent_id)
+            route = self._found[wanted] = next(self._by_place[at] for at in places if at in self._by_place)
+        return route
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._by_place.values())

@@ -127,7 +127,12 @@ class OpenAIWire:
     # The causes are left out on purpose: what aiohttp says may hold headers, and with them the key.
 
     async def _opened(self, url: URL, data: bytes, timeout: float, where: str) -> aiohttp.ClientResponse:
-        payload = data if len(data) < _LARGE_BODY else io.BytesIO(data)
+        # made here: aiohttp would first look which of its kinds of payload it is
+        payload = (
+            aiohttp.BytesPayload(data)
+            if len(data) < _LARGE_BODY
+            else aiohttp.BytesIOPayload(io.BytesIO(data))
+        )
         session = self._http.session(self, self._headers)
         try:
             return await session.post(
