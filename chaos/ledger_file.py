@@ -58,11 +58,14 @@ class Asked:
 
 
 def read_ledgers(paths: Iterable[Path]) -> list[Asked]:
-    """All that callers have written; a last line that a kill cut off is passed over."""
+    """All that callers have written; a last line that a kill cut off is passed over.
+
+    What one asked another may hear of: a key is asked again by who comes after.
+    """
     found: dict[UUID, Asked] = {}
-    for path in sorted(paths):
-        for line in _lines(path):
-            _take(found, line, path.stem)
+    lines = [(line, path.stem) for path in sorted(paths) for line in _lines(path)]
+    for line, caller in sorted(lines, key=lambda one: "asks" not in one[0]):
+        _take(found, line, caller)
     return list(found.values())
 
 
@@ -80,7 +83,9 @@ def _take(found: dict[UUID, Asked], line: dict[str, Any], caller: str) -> None:
         names = ("kind", "mark", "options", "key", "cancel_after", "chunks")
         found.setdefault(request_id, Asked(request_id, caller=caller, **{name: line[name] for name in names}))
         return
-    one = found[request_id]
+    one = found.get(request_id)
+    if one is None:
+        return  # asked in a file that is not read here
     if what == "accepted":
         one.accepted = True
     elif what == "undone":

@@ -1,0 +1,1 @@
+"""What goes wrong, one noun a file; each is a `Fault`."""

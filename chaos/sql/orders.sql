@@ -1,0 +1,1 @@
+select request_id from chaos.orders
