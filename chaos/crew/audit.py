@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +127,11 @@ def audit(
 ) -> Verdict:
     """Lay everything side by side. ``deaths`` tells when workers were killed, ``outages`` when no lease was kept."""
     with psycopg.connect(url, row_factory=namedtuple_row) as connection:
-        rows = {row.request_id: row for row in connection.execute(_query("results"))}
-        stuck = [f"{row.what}: {row.n}" for row in connection.execute(_query("left"))]
-        unbooked = [
-            f"{row.request_id} has an answer that is not in the books"
-            for row in connection.execute(_query("unbooked"))
-        ]
+        rows = {row.request_id: row for row in _rows(connection, "results")}
+        stuck = [f"{row.what}: {row.n}" for row in _rows(connection, "left")]
+        unbooked = _rows(connection, "unbooked")
     calls = read_account(account)
-    faults = [*book.faults, *unbooked]
+    faults = [*book.faults, *(f"{row.request_id} has an answer that is not in the books" for row in unbooked)]
     faults += [f"{one} was asked by nobody" for one in rows.keys() - book.asked]
     faults += [f"{one} was taken back, and is there" for one in rows.keys() & book.taken_back]
     for one, row in rows.items():
@@ -169,7 +168,7 @@ def _again(calls: dict[str, list[Call]], deaths: dict[str, float], outages: Sequ
     """Why requests were called for more than once, by what came before each further call."""
     why: Counter[str] = Counter()
     for of_one in calls.values():
-        for before, call in zip(of_one, of_one[1:], strict=False):
+        for before, call in pairwise(of_one):
             died = deaths.get(before.worker)
             if not before.whole:
                 why[
@@ -189,12 +188,18 @@ def _query(name: str) -> Any:
     return (_SQL / f"{name}.sql").read_text()
 
 
-def unended(url: str) -> int:
-    """How many results are still to come."""
-    with psycopg.connect(url, connect_timeout=5) as connection:
-        row = connection.execute(_query("unended")).fetchone()
-    assert row is not None
-    return int(row[0])
+def _rows(connection: psycopg.Connection[Any], name: str) -> list[Any]:
+    return connection.execute(_query(name)).fetchall()
+
+
+def wait_until_ended(url: str, patience: float) -> None:
+    """Until every result is there, for so many seconds at most: what does not end is the audit's to tell."""
+    deadline = time.monotonic() + patience
+    with psycopg.connect(url, autocommit=True) as connection:
+        while time.monotonic() < deadline:
+            if connection.execute(_query("unended")).fetchone() == (0,):
+                return
+            time.sleep(0.2)
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -20,8 +20,8 @@ def _report(run: FailoverRun, verdict: Verdict, book: Book) -> None:
         print(line)
     for number, one in enumerate(run.failovers, start=1):
         print(f"failover {number}: {_words(one, book)}")
-    for line in verdict.wrong[:40]:
-        print(f"WRONG {line}")
+    for fault in verdict.wrong[:40]:
+        print(f"WRONG {fault}")
 
 
 def _words(one: Failover, book: Book) -> str:
@@ -41,21 +41,21 @@ def _after(at: float | None, since: float) -> str:
     return "never" if at is None else f"{at - since:.2f} s"
 
 
-async def _main(given: argparse.Namespace) -> int:
+def _one(given: argparse.Namespace) -> bool:
     path = Path(tempfile.mkdtemp(prefix=f"pgnexus-failover-{given.seed}-"))
     path.chmod(0o755)
     print(f"seed {given.seed}, in {path}", flush=True)
     run = FailoverRun(path, random.Random(given.seed), synchronous=not given.asynchronous)
-    verdict, book = await run.run(given.failovers)
+    verdict, book = asyncio.run(run.run(given.failovers))
     _report(run, verdict, book)
     if verdict.wrong:
         print(
             f"failed: python -m chaos.failover --seed {given.seed} --failovers {given.failovers}; see {path}"
         )
-        return 1
+        return False
     shutil.rmtree(path)
     print("passed")
-    return 0
+    return True
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument(
         "--asynchronous", action="store_true", help="no commit waits for the standby: see what that loses"
     )
-    sys.exit(asyncio.run(_main(parser.parse_args())))
+    sys.exit(0 if _one(parser.parse_args()) else 1)
 
 
 if __name__ == "__main__":

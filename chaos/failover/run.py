@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.crew.audit import Book, Verdict, audit, unended
+from chaos.crew.audit import Book, Verdict, audit, wait_until_ended
 from chaos.crew.crew import Crew
 from chaos.failover.pair import Pair
 from pgnexus.db import schema
@@ -50,7 +50,7 @@ class FailoverRun:
             await asyncio.sleep(self._die.uniform(2, 4))
             for caller in list(self._crew.callers):  # they leave when all that they asked has ended
                 await self._crew.leave(caller, _PATIENCE)
-            await self._all_ended()
+            await asyncio.to_thread(wait_until_ended, self._pair.primary.url("app"), _PATIENCE)
             book = Book.read(self._crew.ledgers)
             return await asyncio.to_thread(self._audit, book), book
         finally:
@@ -93,13 +93,6 @@ class FailoverRun:
             await self._crew.start_worker()
         while len(self._crew.callers) < 2:
             await self._crew.start_caller(rate=die.uniform(10, 30))
-
-    async def _all_ended(self) -> None:
-        """Also what callers asked that were killed; what does not end is the audit's to tell."""
-        deadline = time.monotonic() + _PATIENCE
-        url = self._pair.primary.url("app")
-        while await asyncio.to_thread(unended, url) and time.monotonic() < deadline:
-            await asyncio.sleep(0.5)
 
     def _audit(self, book: Book) -> Verdict:
         outages = [(one.killed, one.promoted + _LEASE) for one in self.failovers if one.outlasts_a_lease]
