@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,9 +16,10 @@ from urllib.parse import quote
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from benchmarks.contestants.contestant import Ended
 from benchmarks.peers.environments import environment
 from benchmarks.peers.rows import Peer
-from benchmarks.stage.arrivals import Arrivals, arrivals
+from benchmarks.stage.arrivals import arrivals
 from benchmarks.stage.child import Child, child
 from benchmarks.stage.provider_server import MODEL, ProviderServer
 
@@ -51,7 +53,9 @@ class PeerDriver:
         self._caller = caller
         self._connection = connection
         self._count = (_SQL / f"{peer.count}.sql").read_bytes()
-        self.ended: Arrivals | Asked = Asked(self)
+        self.pids = [caller.pid]
+        self.ended: Ended = Asked(self)
+        self.pids = [os.getpid(), caller.pid]
 
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
         await self._order("enqueue_many", numbers, size=_MANY)

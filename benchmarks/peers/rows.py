@@ -34,6 +34,20 @@ PEERS: Final = (
         count="answers_count",
         told=True,
     ),
+    Peer(
+        name="dbos",
+        requirements=("dbos==3.4.0",),
+        program="with_dbos",
+        count="dbos_count",
+        told=False,
+    ),
+    Peer(
+        name="awa",
+        requirements=("awa-pg==0.6.9",),
+        program="with_awa",
+        count="answers_count",
+        told=True,
+    ),
 )
 
 

@@ -31,7 +31,6 @@ class Program:
 
     @asynccontextmanager
     async def worker(self, task: Task) -> AsyncIterator[None]:
-        logging.getLogger("procrastinate").setLevel(logging.WARNING)  # it tells of each job otherwise
         async with talk.storing(task) as (vendor, answers), _app(task).open_async() as app:
 
             @app.task(name=_TASK)
@@ -75,4 +74,5 @@ class _Caller:
 
 
 if __name__ == "__main__":
+    logging.getLogger("procrastinate").setLevel(logging.ERROR)  # it tells of each job otherwise
     asyncio.run(talk.play(Program(), *talk.arguments()))
