@@ -25,6 +25,7 @@ from pgnexus.errors import InvalidSettings
 from pgnexus.policy import BudgetSettings, LimitSettings, ModelSettings, ProviderSettings, RouteSettings
 
 CONFIG_FILE = "pgnexus.toml"
+_CENTURY = 3_155_760_000.0  # seconds; who wants to keep longer keeps for ever
 
 
 class Settings(BaseSettings):
@@ -131,6 +132,40 @@ class Settings(BaseSettings):
         None, ge=0, le=65535, description="port on which `up` serves Prometheus metrics; unset: none"
     )
     metrics_host: str = Field("127.0.0.1", description="address on which it serves them")
+
+    # keeping
+    keep_results: float | None = Field(
+        None,
+        ge=60,
+        le=_CENTURY,
+        description="seconds for which results are kept after their requests ended; unset: for ever",
+    )
+    keep_attempts: float | None = Field(
+        None,
+        ge=60,
+        le=_CENTURY,
+        description="seconds for which provider calls are kept in the books, this month's in any case; unset: for ever",
+    )
+    keep_flow_runs: float | None = Field(
+        None,
+        ge=60,
+        le=_CENTURY,
+        description="seconds for which runs of flows are kept after their end; unset: for ever",
+    )
+    keep_request_runs: float | None = Field(
+        86400.0,
+        ge=60,
+        le=_CENTURY,
+        description="seconds for which the engine's trace of a request is kept after its end, and processes that left; "
+        "null in the environment: for ever",
+    )
+    keep_rejected: float | None = Field(
+        30 * 86400.0,
+        ge=60,
+        le=_CENTURY,
+        description="seconds for which messages are kept that were no requests or results; "
+        "null in the environment: for ever",
+    )
 
     # flows
     flows: list[str] = Field(

@@ -14,6 +14,7 @@ from pgnexus.caller.queue_health import QueueHealth
 from pgnexus.caller.request_worker import Accepted, LlmRequestWorker
 from pgnexus.caller.result_poller import LlmResultPoller
 from pgnexus.caller.results import Filters, JobResult
+from pgnexus.caller.retention import parts
 from pgnexus.caller.stream import Streams
 from pgnexus.caller.waiters import Waiters
 from pgnexus.db.database import Database
@@ -21,6 +22,7 @@ from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
 from pgnexus.errors import InvalidSettings, ServiceMisused, UnknownRequest
 from pgnexus.messages import ModelInfo
+from pgnexus.pruning import Pruner
 from pgnexus.settings import Settings
 
 
@@ -39,6 +41,7 @@ class StoredRequests:
             db, listener, self._waiters, self._leaver, poll_interval=settings.poll_interval
         )
         self._poller = LlmResultPoller(db, listener, notifier, settings, self._waiters) if poller else None
+        self._pruner = Pruner(db, "results", parts(settings)) if poller else None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._lease = {"lease": settings.worker_lease}
         self.instance_id = uuid4()  # this caller in ``job_results``
@@ -60,6 +63,8 @@ class StoredRequests:
         self._streams.start()
         if self._poller is not None:
             self._poller.start()
+        if self._pruner is not None:
+            self._pruner.start()
 
     async def stop(self) -> None:
         """Store what was asked, then stop; nobody here is told of later results."""
@@ -68,6 +73,8 @@ class StoredRequests:
         self._home = None
         await self._worker.close()
         await self._leaver.close()
+        if self._pruner is not None:
+            await self._pruner.stop()
         if self._poller is not None:
             await self._poller.stop()
         await self._streams.stop()

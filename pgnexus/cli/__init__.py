@@ -19,6 +19,7 @@ from pgnexus.cli.flow.group import flow
 from pgnexus.cli.installation import migrate, roles, version
 from pgnexus.cli.models import models
 from pgnexus.cli.output import Output
+from pgnexus.cli.prune import prune
 from pgnexus.cli.queues import queues
 from pgnexus.cli.requests import cancel, requests, result, retry
 from pgnexus.cli.top.verb import top
@@ -50,7 +51,7 @@ app = typer.Typer(
 for panel, verbs in {
     "Ask": (ask, batch, demo),
     "Look and change": (result, requests, cancel, retry, costs, queues, top, models),
-    "Run": (up, migrate, roles, doctor, version),
+    "Run": (up, migrate, roles, prune, doctor, version),
 }.items():
     for command in verbs:
         app.command(rich_help_panel=panel, no_args_is_help=False)(command)

@@ -163,6 +163,20 @@ def duration(milliseconds: float | None) -> str:
     return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def size(count: int) -> str:
+    """Bytes that people can read at a glance.
+
+    >>> size(0), size(999), size(123_456), size(5_400_000_000)
+    ('0 B', '999 B', '123.5 kB', '5.4 GB')
+    """
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 999.95:
+            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:,.1f} TB"
+
+
 def age(moment: datetime, now: datetime) -> str:
     """How long ago, in one unit.
 

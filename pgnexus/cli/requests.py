@@ -214,7 +214,10 @@ def moment(text: str | None, option: str = "--since") -> datetime | None:
     if text is None:
         return None
     if matched := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip()):
-        return datetime.now(UTC) - timedelta(seconds=float(matched[1]) * _UNITS[matched[2]])
+        try:
+            return datetime.now(UTC) - timedelta(seconds=float(matched[1]) * _UNITS[matched[2]])
+        except OverflowError:
+            raise InvalidRequest(f"{option}: {text!r} is before all dates") from None
     try:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:

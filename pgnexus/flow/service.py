@@ -9,11 +9,13 @@ from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
 from pgnexus.flow.recovery import Recovery
 from pgnexus.flow.registry import Registry
+from pgnexus.flow.retention import parts
 from pgnexus.flow.runs.executor import Executor
 from pgnexus.flow.schedules.firer import ScheduleFirer
 from pgnexus.flow.work.deferral import Kinds
 from pgnexus.flow.work.flows import Flows
 from pgnexus.flow.work.worker import Worker
+from pgnexus.pruning import Pruner
 from pgnexus.settings import Settings
 
 _WORKER = "pgflow"  # what its row in pgflow.workers says it works on
@@ -50,6 +52,7 @@ class FlowService:
                 connect_timeout=settings.connect_timeout,
             )
             self._firer = ScheduleFirer(db, listener, poll_interval=settings.poll_interval)
+            self._pruner = Pruner(db, "flows", parts(settings))
             self._recovery = Recovery(db, on_recovered, interval=settings.heartbeat_interval)
             self.worker = Worker(
                 db,
@@ -69,6 +72,7 @@ class FlowService:
             await self.registry.start(self._db)
             self._recovery.start()
             self._firer.start()
+            self._pruner.start()
             self.worker.start()
         self.executor.begin()
 
@@ -80,6 +84,7 @@ class FlowService:
     async def stop(self) -> None:
         """Drain: finish what runs within drain_timeout or give it back, then leave."""
         if self.worker is not None:
+            await self._pruner.stop()
             await self._firer.stop()
             await self.worker.stop(self._settings.drain_timeout)
             await self._recovery.stop()

@@ -19,7 +19,7 @@ def test_it_names_every_verb_and_option():
         for parameter in command.params:
             if parameter.param_type_name == "option" and parameter.name != "help":
                 assert all(f"`{spelling}`" in written for spelling in parameter.opts)
-    assert len(commands) == 34
+    assert len(commands) == 35
 
 
 def test_it_names_every_exit_code():

@@ -1,7 +1,11 @@
--- Monthly partitions of job_results, made ahead of time.
+-- Monthly partitions of job_results: made ahead of time, dropped when all that is in them may go.
+--
+-- To attach or drop one takes for a moment a lock that excludes everybody else. Who waits for that lock, and all
+-- who come after it, stand in line behind the longest transaction, so nobody here waits for longer than lock_timeout: it
+-- is tried again later. (Detaching CONCURRENTLY would not wait, but PostgreSQL refuses it beside a default partition.)
 
 create function pgnexus.ensure_partitions(p_from timestamptz default now(), p_months int default 3) returns int
-language plpgsql security definer set search_path = pg_catalog, pgnexus, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pgnexus, pg_temp set lock_timeout = '200ms' as $$
 declare
   v_month timestamptz;
   v_name text;
@@ -9,7 +13,9 @@ declare
   v_high uuid;
   v_made int := 0;
 begin
-  perform pg_advisory_xact_lock(hashtext('pgnexus.ensure_partitions'));
+  if not pg_try_advisory_xact_lock(hashtext('pgnexus.partitions')) then
+    return 0;  -- somebody else is at it
+  end if;
   for v_month in
     select m from generate_series(date_trunc('month', p_from, 'UTC'),
                                   date_trunc('month', p_from, 'UTC') + make_interval(months => p_months),
@@ -32,6 +38,8 @@ begin
     end if;
   end loop;
   return v_made;
+exception when lock_not_available then
+  return 0;  -- nothing was made
 end
 $$;
 

@@ -1,0 +1,1 @@
+select pgflow.begin_pruning(%(part)s, make_interval(secs => %(every)s)) as mine

@@ -1,0 +1,2 @@
+select p.removed, p.bytes, p.resume
+from pgflow.prune_workers(make_interval(secs => %(keep)s), %(limit)s, %(dry)s) p
