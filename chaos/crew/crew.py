@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 from chaos.process import Process
 from chaos.server import free_port
@@ -18,6 +19,8 @@ _UP = {
     "PGNEXUS_DEFAULT_PROVIDER": VENDOR,
     "PGNEXUS_PROVIDERS__OPENAI__NEEDS_KEY": "false",
     "PGNEXUS_PROVIDER_TIMEOUT": "5",
+    "PGNEXUS_RETRY_BASE_DELAY": "0.2",
+    "PGNEXUS_BREAKER_FAILURES": "1000",
 }
 
 
@@ -37,11 +40,16 @@ class Crew:
         self._numbers = 0
 
     async def start_provider(self) -> None:
-        """It misbehaves as often as it pleases."""
+        """It misbehaves until `heal`."""
         given = ("--port", self._port, "--account", self.account, "--seed", self._die.getrandbits(32))
         self._provider = await Process.start(
             "provider", ("chaos.provider", *given), self.path / "provider.log"
         )
+
+    def heal(self) -> None:
+        """From now on the provider answers everything."""
+        with urlopen(f"http://127.0.0.1:{self._port}/heal", data=b"", timeout=30):
+            pass
 
     async def start_worker(self, python: Path | None = None) -> Process:
         """A `pgnexus up`, of this version or of the one that ``python`` has."""
