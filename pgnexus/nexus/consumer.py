@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable
 from uuid import UUID
 
@@ -20,12 +21,14 @@ from pgnexus.nexus.settlement import SHARE, Claim, Settlement
 from pgnexus.nexus.settler import Settler
 from pgnexus.nexus.shares import Shares
 from pgnexus.nexus.workflow import LLMRequestWorkflow
+from pgnexus.printable import one_line
 from pgnexus.settings import Settings
 from pgnexus.take_limit import TakeLimit
 
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 500
+_TOGETHER = 50  # requests that begin in one turn of the event loop
 _GATHER = 0.002  # seconds in which freed slots are gathered, so that a busy consumer takes batches
 _REMEMBER_CANCELS = 60.0
 _COMMITS_LATE = 5.0  # seconds after which a statement is over whose connection broke
@@ -176,16 +179,22 @@ class QueueConsumer:
             self._shares.emptied()
 
     def _begin(self, claims: list[Claim]) -> None:
-        for claim in claims:
-            task = asyncio.create_task(self._watched(claim), name=f"request {claim.run_id}")
+        """Start them, some in each turn of the event loop: a batch of hundreds does not hold up all others, and its
+        last ones find connections that its first ones have done with.
+        """
+        turns = [asyncio.Event() for _ in range(0, len(claims), _TOGETHER)]
+        for number, claim in enumerate(claims):
+            turn = turns[number // _TOGETHER]
+            task = asyncio.create_task(self._watched(claim, turn), name=f"request {claim.run_id}")
             self._running[task] = self._calling[task] = claim
             self._shares.began(claim)
             task.add_done_callback(self._ended)
+        _begin_turns(deque(turns))
 
-    async def _watched(self, claim: Claim) -> None:
+    async def _watched(self, claim: Claim, turn: asyncio.Event) -> None:
         who = (claim.run_id, claim.attempt, claim.input)
         with telemetry.request(*who, waited=claim.waited) as watched:
-            settlement = await self._run(claim)
+            settlement = await self._run(claim, turn)
             watched.settled(settlement.outcome, settlement.result or settlement.details)
             if not await self._settler.settle(settlement):
                 watched.settled("lost")
@@ -194,9 +203,10 @@ class QueueConsumer:
                 )
             self._parking.settled(claim, settlement.scope)
 
-    async def _run(self, claim: Claim) -> Settlement:
+    async def _run(self, claim: Claim, turn: asyncio.Event) -> Settlement:
         calls: list[Attempt] = []
         try:
+            await turn.wait()
             if claim.run_id in self._cancelled:  # while its claim was on its way here
                 return self._workflow.cancelled(claim, calls)
             return await self._workflow.run(claim, calls)
@@ -283,4 +293,16 @@ class QueueConsumer:
         worker_id = self._registry.instance_id()
         for lane in REQUEST_QUEUES.values():
             for row in await self._db.query("reject_request", {"lane": lane, "worker_id": worker_id}):
-                log.error("queue %s: message %d cannot be taken, archived: %s", lane, row.msg_id, row.reason)
+                log.error(
+                    "queue %s: message %d cannot be taken, archived: %s",
+                    lane,
+                    row.msg_id,
+                    one_line(row.reason),
+                )
+
+
+def _begin_turns(turns: deque[asyncio.Event]) -> None:
+    """The first of them now, each other one a turn of the event loop later."""
+    if turns:
+        turns.popleft().set()
+        asyncio.get_running_loop().call_soon(_begin_turns, turns)
