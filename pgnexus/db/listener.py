@@ -56,7 +56,6 @@ class Listener:
         self._keepalive = keepalive
         self._callbacks: dict[str, list[Callback]] = {}
         self._private = f"pgnexus_keepalive_{secrets.token_hex(8)}"
-        self._echoed = asyncio.Event()
         self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._faults = 0
@@ -84,6 +83,7 @@ class Listener:
         while True:
             try:
                 async with self._listening() as connection:
+                    self._found()
                     await self._serve(connection)
             except _NoEcho:
                 self._lost(
@@ -114,10 +114,10 @@ class Listener:
             self.url, timeout=self._connect_timeout, application_name="pgnexus listener"
         )
         try:
-            self._echoed.clear()
-            async with _deadline(connection, self._connect_timeout):
-                for channel in (self._private, *self._callbacks):
-                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            await self._run_on(connection, _statement("LISTEN {}", self._private))
+            await self._check_hearing(connection)
+            for channel in self._callbacks:
+                await self._run_on(connection, _statement("LISTEN {}", channel))
             yield connection
         finally:
             self.healthy = False
@@ -126,37 +126,34 @@ class Listener:
             await connection.close()
 
     async def _serve(self, connection: Connection) -> None:
-        probe = asyncio.create_task(self._probe(connection))
-        try:
-            while True:
-                async for notify in connection.notifies(timeout=self._keepalive):
-                    self._dispatch(notify.channel, notify.payload)
-                async with _deadline(connection, self._connect_timeout):
-                    await connection.execute(load("notify"), {"channel": self._private, "payload": ""})
-        finally:
-            probe.cancel()
-            await asyncio.wait([probe])
-            if not probe.cancelled() and (fault := probe.exception()):
-                raise fault  # it cut the connection
+        while True:
+            async for notify in connection.notifies(timeout=self._keepalive):
+                self._dispatch(notify.channel, notify.payload)
+            await self._notify(connection)
 
-    async def _probe(self, listening: Connection) -> None:
-        """See that what others send arrives, then tell everybody to look; else cut the connection."""
+    async def _check_hearing(self, listening: Connection) -> None:
+        """See that what others send arrives, before anything is listened to in earnest.
+
+        A pooler in transaction mode takes every LISTEN, and leaves it on a connection of its own: whoever is given
+        that next would be sent all our NOTIFYs, and keep them.
+        """
+        sender = await connect(self._probe_url, timeout=self._connect_timeout)
         try:
-            connection = await connect(self._probe_url, timeout=self._connect_timeout)
-            try:
-                async with _deadline(connection, self._connect_timeout):
-                    await connection.execute(load("notify"), {"channel": self._private, "payload": "probe"})
-            finally:
-                await connection.close()
-            try:
-                async with asyncio.timeout(self._connect_timeout):
-                    await self._echoed.wait()
-            except TimeoutError:
-                raise _NoEcho from None
-            self._found()
-        except BaseException:
-            sever(listening)
-            raise
+            await self._notify(sender)
+        finally:
+            await sender.close()
+        heard = [_ async for _ in listening.notifies(timeout=self._connect_timeout, stop_after=1)]
+        if not heard:
+            await self._run_on(listening, _statement("UNLISTEN {}", self._private))  # fails if it only hangs
+            raise _NoEcho
+
+    async def _notify(self, connection: Connection) -> None:
+        async with _deadline(connection, self._connect_timeout):
+            await connection.execute(load("notify"), {"channel": self._private, "payload": ""})
+
+    async def _run_on(self, connection: Connection, statement: sql.Composed) -> None:
+        async with _deadline(connection, self._connect_timeout):
+            await connection.execute(statement)
 
     def _found(self) -> None:
         if self._warned is not None:
@@ -169,10 +166,6 @@ class Listener:
             self._dispatch(channel, "")
 
     def _dispatch(self, channel: str, payload: str) -> None:
-        if channel == self._private:
-            if payload:
-                self._echoed.set()
-            return
         for callback in self._callbacks.get(channel, ()):
             try:
                 callback(payload)
@@ -187,3 +180,7 @@ async def _deadline(connection: Connection, seconds: float) -> AsyncIterator[Non
         yield
     finally:
         guard.cancel()
+
+
+def _statement(text: str, channel: str) -> sql.Composed:
+    return sql.SQL(text).format(sql.Identifier(channel))

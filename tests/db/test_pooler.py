@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,20 @@ async def test_a_listener_notices_that_nothing_arrives(
     assert not listener.healthy
     assert "listen_url" in caplog.text
     await listener.stop()
+
+
+async def test_what_listens_in_vain_leaves_nothing_that_listens(pooler: str, database_url: str) -> None:
+    """A LISTEN that stayed in the pooler's connections would fill the memory of whoever gets them next."""
+    url = pooler.format(conninfo_to_dict(database_url)["dbname"])
+    listener = Listener(url, connect_timeout=1)
+    listener.subscribe("work", print)
+    await listener.start()
+    await listener.stop()
+    db = await Database.open(url)
+    async with AsyncExitStack() as stack:
+        for _ in range(2):  # all of the pool's connections
+            connection = await stack.enter_async_context(db.connection())
+            await stack.enter_async_context(connection.transaction())
+            rows = await (await connection.execute("select pg_listening_channels()")).fetchall()
+            assert not rows
+    await db.close()
