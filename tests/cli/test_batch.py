@@ -244,6 +244,7 @@ class TestInterrupted:
         assert sorted(line["line"] for line in read(files[1])) == list(range(1, self.COUNT + 1))
         assert prompts(llmock) == {f"question {n}": 1 for n in range(self.COUNT)}
 
+    @pytest.mark.soak
     def test_killed_with_its_own_nexus_every_line_is_answered_once(self, run, start, llmock, source, files):
         """Calls that died with the process are made again: a provider call is at least once."""
         llmock.delay(0.05, times=None)
@@ -270,6 +271,7 @@ class TestInterrupted:
         assert sorted(line["line"] for line in read(files[1])) == list(range(1, self.COUNT + 1))
         assert prompts(llmock) == {f"question {n}": 1 for n in range(self.COUNT)}
 
+    @pytest.mark.soak
     def test_ctrl_c_promises_nothing_about_calls_of_another_process(self, run, start, llmock, source, files):
         start("up", PGNEXUS_CONCURRENCY="8").wait_for("ready")
         llmock.delay(0.05, times=None)

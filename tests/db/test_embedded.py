@@ -239,6 +239,7 @@ def test_a_directory_closed_to_the_servers_user_is_refused_and_stays_closed(serv
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(os.geteuid() != 0, reason="root's server runs as another user")
 def test_programs_closed_to_the_servers_user_are_copied_once(
     server_dir: Path, tmp_path: Path, monkeypatch

@@ -439,6 +439,7 @@ class TestRoles:
 
 
 class TestWaiting:
+    @pytest.mark.soak
     async def test_a_thousand_waiting_steps_hold_nothing(self, database_url, db):
         busy = Flow("busy")
 

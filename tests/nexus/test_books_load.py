@@ -53,6 +53,7 @@ class Vendor:
         return web.json_response(answer() | {"model": "gpt-4o", "usage": usage})
 
 
+@pytest.mark.soak
 async def test_nothing_is_lost_and_nothing_counted_twice(database_url, db):
     vendor = Vendor()
     async with AsyncExitStack() as stack:

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from pgnexus.caller.handle import RequestHandle
@@ -56,6 +57,7 @@ class Vendor:
         return web.json_response(answer() | {"model": "gpt-4o", "usage": usage})
 
 
+@pytest.mark.soak
 async def test_killed_workers_do_not_overspend(database_url: str, db: Database) -> None:
     vendor = Vendor()
     async with served(vendor.complete) as url, running(database_url, nexus=False) as service:

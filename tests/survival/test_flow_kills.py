@@ -145,6 +145,7 @@ async def attempts(db: Database) -> dict[str, int]:
     return {row.step_slug: row.most for row in rows}
 
 
+@pytest.mark.soak
 async def test_kill_9_of_a_worker_and_signals_while_there_is_none(
     database_url: str, env: dict[str, str]
 ) -> None:
@@ -170,6 +171,7 @@ async def test_kill_9_of_a_worker_and_signals_while_there_is_none(
         assert max((await attempts(app.db)).values()) == 2
 
 
+@pytest.mark.soak
 async def test_a_frozen_worker_loses_its_work_and_cannot_finish_it(
     database_url: str, env: dict[str, str]
 ) -> None:
@@ -255,6 +257,7 @@ async def test_terminate_without_time_gives_back_and_counts_no_attempt(
         assert most == dict.fromkeys(most, 1) | {"stubborn": 2}
 
 
+@pytest.mark.soak
 async def test_one_of_two_workers_is_killed_again_and_again(database_url: str, env: dict[str, str]) -> None:
     handles: list[RunHandle] = []
     async with starting(database_url) as app, up(database_url, *FLOW, **env):
@@ -279,6 +282,7 @@ async def _two_hold(db: Database) -> bool:
     return len(rows) == 2
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped fast"])
 async def test_the_database_goes_and_comes_back(
     own_server: EmbeddedServer, env: dict[str, str], how: signal.Signals

@@ -90,6 +90,7 @@ async def test_kill_9_of_a_worker_that_parked(
     assert max(asked.values()) <= 2
 
 
+@pytest.mark.soak
 async def test_the_database_is_killed_while_requests_are_in_line(
     own_server: EmbeddedServer, llmock: Any, nexus_env: dict[str, str]
 ) -> None:
