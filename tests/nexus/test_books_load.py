@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
