@@ -31,8 +31,8 @@ class Database:
         self, url: str, *, connect_timeout: float, pool_size: int, application_name: str, query_timeout: float
     ) -> None:
         self.url = url
+        self.query_timeout = query_timeout
         self._connect_timeout = connect_timeout
-        self._query_timeout = query_timeout
         self._application_name = application_name
         self._idle: deque[Connection] = deque()
         self._free = asyncio.Semaphore(pool_size)
@@ -76,38 +76,40 @@ class Database:
         """
         text = load(name)
         async with self.connection() as connection:
-            guard = self._home[1].call_later(self._query_timeout, sever, connection)
-            try:
-                if self._explicit_isolation:
-                    async with connection.transaction():
-                        cursor = await connection.execute(text, params)
-                else:
+            if self._explicit_isolation:
+                async with connection.transaction():
                     cursor = await connection.execute(text, params)
-                return await cursor.fetchall() if cursor.description else []
-            finally:
-                guard.cancel()
+            else:
+                cursor = await connection.execute(text, params)
+            return await cursor.fetchall() if cursor.description else []
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self, *, within: float | None = None) -> AsyncIterator[Connection]:
         """A connection in autocommit; what the block leaves open in it is rolled back.
 
         Use ``connection.transaction()`` for more than one statement: it begins READ COMMITTED
-        whatever the database's default is.
+        whatever the database's default is. A block that takes longer than ``within`` seconds (by default
+        ``query_timeout``) has its connection cut, so that nobody waits for ever for a peer that hangs.
         """
         self._check_home()
+        loop, within = self._home[1], self.query_timeout if within is None else within
         async with self._free:
             connection = await self._take()
+            guard = loop.call_later(within, sever, connection)
             try:
                 yield connection
             except psycopg.Error as error:
                 fault = unavailable(error, self.url)
                 if fault is None:
                     raise
+                if guard.when() <= loop.time():  # it was we who cut it
+                    fault = DatabaseUnavailable(f"{display(self.url)}: no answer within {within:g} s")
                 await connection.close()
                 await self._drop_idle()
                 raise fault from error
             finally:
                 await self._give_back(connection)
+                guard.cancel()
 
     async def close(self) -> None:
         """Close the idle connections now, and those in use as they come back."""

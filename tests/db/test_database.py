@@ -185,8 +185,11 @@ async def test_a_query_without_an_answer_is_cut(database_url: str) -> None:
     locker = await connections.connect(database_url, timeout=5)
     async with locker.transaction():
         await locker.execute("LOCK TABLE pgmq.meta IN ACCESS EXCLUSIVE MODE")
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.2 s"):
             await db.query("pgmq_create", {"queue": "waiting"})
+        with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.1 s"):
+            async with db.connection(within=0.1) as connection, connection.transaction():
+                await connection.execute("SELECT 1 FROM pgmq.meta")
     await locker.close()
     assert await db.query("check_server")
     await db.close()

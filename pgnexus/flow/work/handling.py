@@ -138,7 +138,8 @@ class Handling:
 
     async def _run_inside(self, held: Held, claim: int) -> list[Any]:
         step = held.planned.step
-        async with self._db.connection() as connection, connection.transaction():
+        within = held.timeout + _GRACE + self._db.query_timeout
+        async with self._db.connection(within=within) as connection, connection.transaction():
             await self._store.limit_idle(connection, held.timeout + _GRACE)
             context = self._context(held, held.planned, connection=connection)
             value = await step.call(held.input, held.flow_input, context)
