@@ -10,21 +10,16 @@ from pathlib import Path
 
 from benchmarks.peers.rows import Peer, shared_requirements
 
-_HOME = Path(__file__).parent.parent.parent / ".venv" / "peers"
+HOME = Path(__file__).parent.parent.parent / ".venv" / "peers"
 
 
 class PeerMissing(Exception):
     """A peer cannot take part; the text says why."""
 
 
-async def environment(peer: Peer) -> Path:
-    """The Python of the environment in which ``peer`` is installed.
-
-    Raises PeerMissing when this Python is too old for it, or when it cannot be installed.
-    """
-    if sys.version_info < peer.python:
-        raise PeerMissing("it needs Python {}.{} or later".format(*peer.python))
-    home, requirements = _HOME / peer.name, (*shared_requirements(), *peer.requirements)
+async def environment(peer: Peer, folder: Path = HOME) -> Path:
+    """The Python of the environment in ``folder`` in which ``peer`` is installed; raises PeerMissing."""
+    home, requirements = folder / peer.name, (*shared_requirements(), *peer.requirements)
     python, stamp = home / "bin" / "python", home / "installed.json"
     wanted = json.dumps([sys.version, *requirements])
     if stamp.exists() and stamp.read_text() == wanted:

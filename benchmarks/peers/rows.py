@@ -16,7 +16,6 @@ class Peer:
     program: str
     count: str
     told: bool  # whether a NOTIFY names what is stored; else the count is asked for
-    python: tuple[int, int] = (3, 11)
 
 
 PEERS: Final = (

@@ -57,13 +57,14 @@ class Caller(Protocol):
 class Vendor:
     """The call, with the session and headers that pgnexus and raw pgmq use."""
 
-    def __init__(self, chat_url: str) -> None:
-        self._chat_url = chat_url
+    def __init__(self, task: Task) -> None:
+        self._chat_url = task.chat_url
+        self._most = task.concurrency
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, body: str) -> str:
         if self._session is None:  # made in the loop that makes the calls, which is not always the main one
-            connector = aiohttp.TCPConnector(limit=0)
+            connector = aiohttp.TCPConnector(limit=self._most)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         async with self._session.post(self._chat_url, data=body.encode(), headers=_HEADERS) as response:
             return (await response.read()).decode()
@@ -143,7 +144,7 @@ async def connected(url: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
 @asynccontextmanager
 async def storing(task: Task) -> AsyncIterator[tuple[Vendor, Answers]]:
     """What a worker's handler needs: the call, and the table for its answer."""
-    vendor = Vendor(task.chat_url)
+    vendor = Vendor(task)
     async with connected(task.url) as connection:
         try:
             yield vendor, Answers(connection)

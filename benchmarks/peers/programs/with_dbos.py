@@ -49,7 +49,7 @@ class Program:
 
     @asynccontextmanager
     async def _launched(self, task: Task) -> AsyncIterator[None]:
-        vendor = Vendor(task.chat_url)
+        vendor = Vendor(task)
         DBOS(config=_config(task))
 
         @DBOS.workflow(name=_WORKFLOW)

@@ -40,7 +40,8 @@ class Program:
                 number, _, body = job.payload.decode().partition(" ")
                 await answers.store(int(number), await vendor.ask(body))
 
-            running = asyncio.create_task(queue.run(batch_size=_BATCH, max_concurrent_tasks=task.concurrency))
+            # Without a limit, as is its default: one would cost a count of what runs with every batch.
+            running = asyncio.create_task(queue.run(batch_size=_BATCH))
             try:
                 yield
             finally:
