@@ -1,140 +1,126 @@
-"""Measure pgnexus beside raw pgmq, in turns, and print what was found.
+"""Measure pgnexus beside raw pgmq and public peers, in turns, and write what was found: a table, JSON, and plots.
 
-python -m benchmarks [--quick] [--runs 3] [--database-url URL] [--json FILE]
+python -m benchmarks [--quick] [--only bulk] [--runs 5] [--resume] [--out build/bench]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
+import resource
 import sys
-from collections.abc import Awaitable
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.contestants.floor import Floor
-from benchmarks.contestants.system import System
-from benchmarks.measurements.calls import alone, bulk, calls_alone
-from benchmarks.report.figures import Figures, Results, summary
+from benchmarks.contestants.contestant import Contestant
+from benchmarks.measurements.measurement import Scene
+from benchmarks.peers.entrant import contestant
+from benchmarks.peers.environments import PeerMissing, environment
+from benchmarks.peers.rows import PEERS
+from benchmarks.plan import QUICK, Plan
 from benchmarks.report.machine import machine
-from benchmarks.report.ratios import ratios, show
-from benchmarks.stage.database import MeasuredDatabase, measured_database
-from benchmarks.stage.provider_server import provider_server
+from benchmarks.report.markdown import markdown
+from benchmarks.report.plots import plots
+from benchmarks.report.store import Store
+from benchmarks.report.tables import show_tables
+from benchmarks.run import MEASUREMENTS, Run
+from benchmarks.stage.database import measured_database
+
+_AMOUNTS = (
+    "runs",
+    "long_runs",
+    "requests",
+    "calls",
+    "slow_requests",
+    "most_slow_requests",
+    "backlog",
+    "beside",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How much of everything."""
-
-    runs: int = 3
-    requests: int = 10_000
-    calls: int = 500
-    slow_requests: int = 1000
-    slow_delay: float = 0.2
-    only: tuple[str, ...] = ()
-
-    def wants(self, measurement: str) -> bool:
-        return not self.only or any(measurement.startswith(name) for name in self.only)
-
-
-class Bench:
-    """One pass over the plan after another; contestants take turns, so that a busy moment hits both."""
-
-    def __init__(self, database: MeasuredDatabase, plan: Plan, console: Console) -> None:
-        self._database = database
-        self._plan = plan
-        self._console = console
-        self.results: Results = {}
-
-    async def run(self) -> None:
-        for number in range(1, self._plan.runs + 1):
-            self._console.print(f"run {number} of {self._plan.runs}", style="bold")
-            if self._plan.wants("bulk"):
-                await self._bulk()
-            if self._plan.wants("slow"):
-                await self._slow()
-            if self._plan.wants("alone"):
-                await self._alone()
-
-    async def _bulk(self) -> None:
-        database, requests = self._database, self._plan.requests
-        async with provider_server() as provider:
-            await self._note("bulk", "the HTTP calls alone", calls_alone(provider, requests, 100))
-            await self._note("bulk", "raw pgmq", bulk(database, Floor, provider, requests))
-            await self._note("bulk", "pgnexus", bulk(database, System, provider, requests))
-            await self._note(
-                "bulk", "pgnexus, one by one", bulk(database, System, provider, requests, one_by_one=True)
-            )
-
-    async def _slow(self) -> None:
-        database, requests = self._database, self._plan.slow_requests
-        async with provider_server(self._plan.slow_delay) as provider:
-            await self._note("slow", "the HTTP calls alone", calls_alone(provider, requests, requests))
-            await self._note("slow", "raw pgmq", bulk(database, Floor, provider, requests))
-            await self._note("slow", "pgnexus", bulk(database, System, provider, requests))
-
-    async def _alone(self) -> None:
-        database, calls = self._database, self._plan.calls
-        async with provider_server() as provider:
-            for together, name in ((True, "alone, one process"), (False, "alone, two processes")):
-                await self._note(name, "raw pgmq", alone(database, Floor, provider, calls, together=together))
-                await self._note(name, "pgnexus", alone(database, System, provider, calls, together=together))
-
-    async def _note(self, measurement: str, contestant: str, figures: Awaitable[Figures]) -> None:
-        found = await figures
-        self.results.setdefault(measurement, {}).setdefault(contestant, []).append(found)
-        key = next(key for key in ("requests_per_second", "p50_ms") if key in found)
-        self._console.print(f"  {measurement}, {contestant}: {found[key]:,.1f} {key}", style="dim")
-
-
-async def measure(url: str | None, plan: Plan, console: Console) -> dict[str, Any]:
-    """All runs of the plan: what goes into the JSON file."""
-    where = machine()
-    with measured_database(url) as database:
+async def measure(given: argparse.Namespace, plan: Plan, store: Store, console: Console) -> None:
+    """All rounds of the plan, into the store."""
+    wanted = [one for one in MEASUREMENTS if not given.only or one.name in given.only]
+    if not given.resume:
+        store.forget([one.name for one in wanted])
+    began, load = time.strftime("%Y-%m-%d %H:%M:%S"), os.getloadavg()[0]
+    peers = await _peers(console) if plan.peers else {}
+    with measured_database(given.database_url, given.pg_bin) as database:
         async with database.fresh() as probe:
             server = {**await database.settings(), "one_commit_ms": await database.commit_ms(probe)}
-        bench = Bench(database, plan, console)
-        await bench.run()
-    show(bench.results, console)
-    where["load_at_end"] = os.getloadavg()[0]
-    console.print(
-        f"PostgreSQL {server['server_version']}, fsync {server['fsync']}, one commit {server['one_commit_ms']} ms;"
-        f" {where['cores']} cores; load {where['load_at_start']:.1f} to {where['load_at_end']:.1f}"
-    )
-    return {
-        "machine": where,
-        "server": server,
-        "plan": {name: getattr(plan, name) for name in plan.__slots__},
-        "ratios": ratios(bench.results),
-        "summary": summary(bench.results),
-        "runs": bench.results,
-    }
+        store.about = {"machine": machine(), "server": server, "plan": asdict(plan), "began": began}
+        try:
+            await Run(Scene(database, plan, peers, store.results, store.samples), store, wanted, console).go()
+        finally:
+            store.about["load"] = f"{load:.1f} before, {os.getloadavg()[0]:.1f} at the end"
+            store.about["ended"] = time.strftime("%Y-%m-%d %H:%M:%S")
+            store.save()
+
+
+async def _peers(console: Console) -> dict[str, Contestant]:
+    """Those that can be installed; of the others it is said why they are left out."""
+    found: dict[str, Contestant] = {}
+    for peer in PEERS:
+        try:
+            await environment(peer)
+        except PeerMissing as missing:
+            console.print(f"{peer.name} is left out: {missing}", style="yellow", markup=False)
+        else:
+            found[peer.name] = contestant(peer)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
+    given = _parser().parse_args(arguments)
+    amounts: dict[str, Any] = {
+        name: value for name in _AMOUNTS if (value := getattr(given, name)) is not None
+    }
+    plan = replace(QUICK if given.quick else Plan(), peers=not given.no_peers, **amounts)
+    path = given.json or given.out / "bench.json"
+    store = Store.read(path) if given.resume or given.only else Store(path)
+    console = Console(stderr=False)
+    _allow_many_connections()
+    asyncio.run(measure(given, plan, store, console))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = plots(store, path.parent)
+    page = path.with_suffix(".md")
+    page.write_text(markdown(store, pictures))
+    show_tables(store.results, console)
+    console.print(f"written: {page}, {path}, {len(pictures)} plots; {len(store.faults)} without a figure")
+    if store.faults:
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int)
-    parser.add_argument("--requests", type=int)
-    parser.add_argument("--calls", type=int, help="sequential calls for the latency")
-    parser.add_argument("--slow-requests", type=int)
-    parser.add_argument("--quick", action="store_true", help="one short run of everything")
-    parser.add_argument("--only", action="append", choices=["bulk", "slow", "alone"])
+    parser.add_argument("--only", action="append", choices=[one.name for one in MEASUREMENTS])
+    parser.add_argument("--quick", action="store_true", help="one short round of everything")
+    parser.add_argument("--resume", action="store_true", help="go on where an earlier run was cut off")
+    parser.add_argument("--no-peers", action="store_true", help="leave public peers out")
+    for name in _AMOUNTS:
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, help=f"instead of {getattr(Plan(), name):,}"
+        )
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/bench"), help="where bench.md and bench.json go"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="the JSON file, instead of one there; the rest goes beside it"
+    )
     parser.add_argument("--database-url", help="a server to use; its user may create databases")
-    parser.add_argument("--json", type=Path, help="write everything there")
-    given = parser.parse_args(arguments)
-    amounts: dict[str, Any] = {"runs": 1, "requests": 2000, "calls": 100} if given.quick else {}
-    for name in ("runs", "requests", "calls", "slow_requests"):
-        if (value := getattr(given, name)) is not None:
-            amounts[name] = value
-    plan = Plan(only=tuple(given.only or ()), **amounts)
-    found = asyncio.run(measure(given.database_url, plan, Console(stderr=False)))
-    if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
+    parser.add_argument("--pg-bin", type=Path, help="programs of another PostgreSQL than the embedded one")
+    return parser
+
+
+def _allow_many_connections() -> None:
+    """Ten thousand calls at once are as many open files; what we start has the same limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a measurement asks of whoever is measured."""
+"""What a contestant is: everybody that is measured looks like this, raw pgmq and public peers, too."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from benchmarks.stage.child import Child
 from benchmarks.stage.provider_server import ProviderServer
 
 
 class Ended(Protocol):
-    """The clock's end."""
+    """Who is told which requests have ended."""
 
     async def reached(self, count: int, timeout: float) -> float:
         """The moment, by time.perf_counter(), at which ``count`` requests had ended."""
@@ -19,17 +18,20 @@ class Ended(Protocol):
 
 
 class Driver(Protocol):
-    """The application's side of a contestant; ``ended`` is None where nothing counts ends."""
+    """The caller's end. Requests are told apart by their numbers only."""
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """The processes whose time is the caller's."""
+        ...
 
     @property
     def ended(self) -> Ended | None: ...
 
-    async def enqueue_many(self, numbers: Sequence[int]) -> None:
-        """The prompts of these numbers, in batches of up to a thousand."""
-        ...
+    async def enqueue_many(self, numbers: Sequence[int]) -> None: ...
 
     async def enqueue_each(self, numbers: Sequence[int], writers: int) -> None:
-        """The same one by one, from so many coroutines."""
+        """One by one, from so many coroutines."""
         ...
 
     async def call(self, number: int) -> float:
@@ -37,7 +39,18 @@ class Driver(Protocol):
         ...
 
     async def stored(self) -> int:
-        """How many answers the database holds."""
+        """How many answers are committed."""
+        ...
+
+
+class Worker(Protocol):
+    """One worker process, or several."""
+
+    @property
+    def pids(self) -> Sequence[int]: ...
+
+    def memory(self) -> tuple[float | None, float | None]:
+        """Resident memory in MB, now and at its peak."""
         ...
 
 
@@ -45,15 +58,15 @@ class Entrant(Protocol):
     """A contestant in one database."""
 
     async def prepare(self) -> None:
-        """Install what it needs there."""
+        """Make what it needs there."""
         ...
 
-    def bulk(self) -> AbstractAsyncContextManager[tuple[Child, Driver]]:
-        """One worker process, and a driver that counts the ends."""
+    def bulk(self) -> AbstractAsyncContextManager[tuple[Worker, Driver]]:
+        """A worker, and a driver that counts the ends."""
         ...
 
     def alone(self, *, together: bool) -> AbstractAsyncContextManager[Driver]:
-        """A driver that waits for each answer, in the worker's process or in another."""
+        """A driver that waits for each answer; with ``together`` the worker is in its process."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,9 +12,10 @@ import psycopg
 
 from benchmarks.queries import load
 from benchmarks.stage.arrivals import Arrivals, arrivals
-from benchmarks.stage.child import Child, child
+from benchmarks.stage.child import Crew, crew
 from benchmarks.stage.prompts import prompt
 from benchmarks.stage.provider_server import MODEL, ProviderServer
+from benchmarks.stage.writers import share_out
 from pgnexus.app import App
 from pgnexus.caller.service import LLMService
 from pgnexus.db.database import Database
@@ -42,33 +43,38 @@ class SystemDriver:
     """A caller of pgnexus."""
 
     def __init__(self, service: LLMService, url: str, ended: Arrivals | None) -> None:
-        self._service = service
+        self.service = service
         self._url = url
         self.ended = ended
+        self.pids = [os.getpid()]
 
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
         for start in range(0, len(numbers), _MANY):
             part = [{"messages": prompt(number)} for number in numbers[start : start + _MANY]]
-            await self._service.enqueue_many(part, complexity="simple")
+            await self.service.enqueue_many(part, complexity="simple")
+
+    async def enqueue(self, number: int, connection: Any = None) -> None:
+        await self.service.enqueue("simple", prompt(number), connection=connection)
 
     async def enqueue_each(self, numbers: Sequence[int], writers: int) -> None:
-        left = iter(numbers)
-
-        async def writer() -> None:
-            for number in left:
-                await self._service.enqueue("simple", prompt(number))
-
-        await asyncio.gather(*(writer() for _ in range(writers)))
+        await share_out(numbers, writers, self.enqueue)
 
     async def call(self, number: int) -> float:
         """Seconds until the answer is in hand."""
         start = time.perf_counter()
-        await self._service.call("simple", prompt(number))
+        await self.service.call("simple", prompt(number))
         return time.perf_counter() - start
 
     async def stored(self) -> int:
+        return await self._count("system_count")
+
+    async def waiting(self) -> int:
+        """How many are stored and on the lane."""
+        return await self._count("system_waiting")
+
+    async def _count(self, name: str) -> int:
         async with await psycopg.AsyncConnection.connect(self._url, autocommit=True) as connection:
-            row = await (await connection.execute(load("system_count"))).fetchone()
+            row = await (await connection.execute(load(name))).fetchone()
             assert row is not None
             return int(row[0])
 
@@ -87,16 +93,22 @@ class System:
         """Its schema is there already."""
 
     @asynccontextmanager
-    async def bulk(self) -> AsyncIterator[tuple[Child, SystemDriver]]:
-        """One worker process (nexus and poller), and a driver that only enqueues and counts the ends."""
+    async def bulk(self, workers: int = 1) -> AsyncIterator[tuple[Crew, SystemDriver]]:
+        """Worker processes (nexus and poller each), and a driver that only enqueues and counts the ends."""
+        async with self.workers("both", workers) as worker, self.driver() as driver:
+            yield worker, driver
+
+    @asynccontextmanager
+    async def driver(self) -> AsyncIterator[SystemDriver]:
+        """A caller, without any worker."""
         settings, url = self._settings, self._url
-        async with self._worker("both") as worker, arrivals(url, DONE_CHANNEL) as ended:
+        async with arrivals(url, DONE_CHANNEL) as ended:
             db = await Database.open(url, pool_size=settings.pool_size)
             notifier, listener = Notifier(db), Listener(url)
             service = LLMService(db, listener, notifier, settings, poller=False)
             await service.start()
             try:
-                yield worker, SystemDriver(service, url, ended)
+                yield SystemDriver(service, url, ended)
             finally:
                 await service.stop()
                 await notifier.close()
@@ -110,12 +122,12 @@ class System:
             async with _running(app):
                 yield SystemDriver(app.service, self._url, None)
         else:
-            async with self._worker("nexus"), _running(app):
+            async with self.workers("nexus", 1), _running(app):
                 yield SystemDriver(app.service, self._url, None)
 
-    def _worker(self, sides: str) -> Any:
-        return child(
-            "benchmarks.contestants.worker", sides, self._url, self._provider.base_url,
+    def workers(self, sides: str, count: int) -> Any:
+        return crew(
+            count, "benchmarks.contestants.worker", sides, self._url, self._provider.base_url,
             "--concurrency", self._settings.concurrency,
         )  # fmt: skip
 

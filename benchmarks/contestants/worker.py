@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from benchmarks.contestants.floor import FloorWorker
+from benchmarks.contestants.floor_worker import FloorWorker
 from benchmarks.contestants.system import settings_for
 from benchmarks.stage.child import greet, until_input_ends
+from pgnexus import collector
 from pgnexus.app import App
 
 
@@ -20,6 +21,7 @@ async def _floor(url: str, base_url: str, concurrency: int) -> None:
 async def _system(url: str, base_url: str, concurrency: int, *, poller: bool) -> None:
     app = App(settings_for(url, base_url, concurrency), caller=poller, nexus=True)
     await app.start()
+    collector.settle()
     greet("ready")
     await until_input_ends()
     await app.stop()

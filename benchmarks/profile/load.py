@@ -79,7 +79,7 @@ async def profile(
 async def _driven(system: System, kind: str) -> AsyncIterator[tuple[int, SystemDriver]]:
     """The worker's process, and who drives it."""
     async with system.bulk() as (worker, driver):
-        yield worker.pid, driver
+        yield worker.pids[0], driver
 
 
 async def _drive(driver: SystemDriver, kind: str, first: int, count: int) -> float:

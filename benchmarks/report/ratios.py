@@ -1,38 +1,39 @@
-"""pgnexus to the floor."""
+"""How each contestant compares with its floor: each in the same round, and of that the median."""
 
 from __future__ import annotations
 
-import statistics
+from benchmarks.report.figures import Figures, Results, Spread, spread
 
-from rich.console import Console
+Floors = dict[
+    str, dict[str, tuple[str, str]]
+]  # measurement → contestant → its floor's measurement and contestant
+_KEYS = (
+    "requests_per_second",
+    "p50_ms",
+    "first_word_p50_ms",
+)  # the first that both have; of times less is better
 
-from benchmarks.report.figures import Results
-from benchmarks.report.tables import show_tables
 
-
-def ratios(results: Results) -> dict[str, float]:
-    """pgnexus to the floor, each in its own run, and of that the median: the only figures that travel."""
-    pairs = {
-        "throughput to the floor": ("bulk", "pgnexus", "raw pgmq", "requests_per_second"),
-        "throughput one by one to the floor": ("bulk", "pgnexus, one by one", "raw pgmq", "requests_per_second"),
-        "slow calls' time to the floor": ("slow", "pgnexus", "raw pgmq", "seconds"),
-        "p50 to the floor, one process": ("alone, one process", "pgnexus", "raw pgmq", "p50_ms"),
-        "p50 to the floor, two processes": ("alone, two processes", "pgnexus", "raw pgmq", "p50_ms"),
-    }  # fmt: skip
-    found = {}
-    for name, (measurement, ours, floor, key) in pairs.items():
-        both = results.get(measurement, {})
-        shares = [
-            mine[key] / theirs[key]  # type: ignore[operator]
-            for mine, theirs in zip(both.get(ours, ()), both.get(floor, ()), strict=False)
-        ]
-        if shares:
-            found[name] = round(statistics.median(shares), 3)
+def ratios(results: Results, floors: Floors) -> dict[str, dict[str, Spread]]:
+    """The only figures that travel from machine to machine."""
+    found: dict[str, dict[str, Spread]] = {}
+    for measurement, contestants in results.items():
+        for contestant, rounds in contestants.items():
+            floor = floors.get(measurement, {}).get(contestant)
+            if floor is None:
+                continue
+            theirs = results.get(floor[0], {}).get(floor[1], [])
+            shares = [
+                share for pair in zip(rounds, theirs, strict=False) if (share := _ratio(*pair)) is not None
+            ]
+            if shares:
+                found.setdefault(measurement, {})[contestant] = spread(shares)
     return found
 
 
-def show(results: Results, console: Console) -> None:
-    """Print one table a measurement, then the ratios."""
-    show_tables(results, console)
-    for name, ratio in ratios(results).items():
-        console.print(f"{name}: {ratio:g}")
+def _ratio(mine: Figures, floor: Figures) -> float | None:
+    for key in _KEYS:
+        ours, theirs = mine.get(key), floor.get(key)
+        if ours is not None and theirs:
+            return ours / theirs
+    return None

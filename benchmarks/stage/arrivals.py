@@ -21,11 +21,27 @@ class Arrivals:
         self._ids: set[str] = set()
         self._wanted = 0
         self._reached: asyncio.Future[float] | None = None
+        self._waiters: dict[str, asyncio.Future[None]] = {}
 
     def add(self, payload: str) -> None:
-        self._ids.update(payload.split(","))
+        told = payload.split(",")
+        self._ids.update(told)
+        if self._waiters:
+            for one in told:
+                if (waiter := self._waiters.pop(one, None)) is not None and not waiter.done():
+                    waiter.set_result(None)
         if self._reached is not None and len(self._ids) >= self._wanted and not self._reached.done():
             self._reached.set_result(time.perf_counter())
+
+    @property
+    def count(self) -> int:
+        """How many have ended."""
+        return len(self._ids)
+
+    async def named(self, one: str) -> None:
+        """Wait until this one has ended."""
+        if one not in self._ids:
+            await self._waiters.setdefault(one, asyncio.get_running_loop().create_future())
 
     async def reached(self, count: int, timeout: float) -> float:
         """The moment, by time.perf_counter(), at which ``count`` requests had ended."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 _PATIENCE = 60.0  # seconds for a child to start or to leave
@@ -18,6 +18,11 @@ class Child:
         self._process = process
         self.greeting = greeting
         self.pid = process.pid
+
+    @property
+    def pids(self) -> list[int]:
+        """Whose time and memory count for it."""
+        return [self.pid]
 
     @property
     def left(self) -> bool:
@@ -48,10 +53,25 @@ class Child:
         return found.get("VmRSS"), found.get("VmHWM")
 
 
+class Crew:
+    """Several children that do the same."""
+
+    def __init__(self, members: Sequence[Child]) -> None:
+        self._members = members
+        self.pids = [member.pid for member in members]
+
+    def memory(self) -> tuple[float | None, float | None]:
+        """Resident memory in MB of all together, now and the sum of their peaks."""
+        now, peak = zip(*(member.memory() for member in self._members), strict=True)
+        return _sum(now), _sum(peak)
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    return None if None in values else sum(value for value in values if value is not None)
+
+
 @asynccontextmanager
-async def child(
-    module: str, *arguments: object, python: str | Path = sys.executable
-) -> AsyncIterator[Child]:
+async def child(module: str, *arguments: object, python: str | Path = sys.executable) -> AsyncIterator[Child]:
     """Run ``python -m module arguments`` for the duration of the block."""
     process = await asyncio.create_subprocess_exec(
         python, "-m", module, *map(str, arguments),
@@ -74,6 +94,14 @@ async def child(
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+@asynccontextmanager
+async def crew(count: int, module: str, *arguments: object) -> AsyncIterator[Crew]:
+    """So many of them, started at once."""
+    async with AsyncExitStack() as stack:
+        starting = [stack.enter_async_context(child(module, *arguments)) for _ in range(count)]
+        yield Crew(await asyncio.gather(*starting))
 
 
 async def standard_input() -> asyncio.StreamReader:

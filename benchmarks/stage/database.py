@@ -70,6 +70,21 @@ class MeasuredDatabase:
                 raise RuntimeError(f"{row.clients} clients stay in {name}")
             await asyncio.sleep(0.05)
 
+    async def checkpoint(self) -> None:
+        """Write out what is dirty, so that what was done before does not disturb what is measured."""
+        await self._run(load("checkpoint"))
+
+    @asynccontextmanager
+    async def eager_autovacuum(self) -> AsyncIterator[None]:
+        """Have the server look every second for what is to be cleaned up."""
+        await self._run(load("eager_autovacuum"))
+        await self._run(load("reload"))
+        try:
+            yield
+        finally:
+            await self._run(load("calm_autovacuum"))
+            await self._run(load("reload"))
+
     async def settings(self) -> dict[str, str]:
         """The server's version, and the settings that decide what a commit costs."""
         return {row.name: row.setting for row in await self._run(load("server"))}
@@ -93,15 +108,15 @@ class MeasuredDatabase:
 
 
 @contextmanager
-def measured_database(url: str | None) -> Iterator[MeasuredDatabase]:
-    """The server of ``url``, or one of our own in a temporary directory, with its default settings."""
+def measured_database(url: str | None, programs: Path | None = None) -> Iterator[MeasuredDatabase]:
+    """The server of ``url``, or one of our own in a temporary directory, with its default settings; of ``programs``."""
     if url is not None:
         yield MeasuredDatabase(url)
         return
     path = Path(tempfile.mkdtemp(prefix="pgnexus-benchmark-"))
     path.chmod(0o755)  # as root, the server runs as another user
     try:
-        with EmbeddedServer(path) as server:
+        with EmbeddedServer(path, programs) as server:
             yield MeasuredDatabase(server.url)
     finally:
         shutil.rmtree(path, ignore_errors=True)

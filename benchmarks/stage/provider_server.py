@@ -50,7 +50,8 @@ def _stream(model: str) -> list[bytes]:
 class ProviderServer:
     """Where it is, and how many calls it has answered."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, pid: int) -> None:
+        self.pid = pid
         self.base_url = f"http://127.0.0.1:{port}/v1"
         self.chat_url = f"{self.base_url}/chat/completions"
 
@@ -63,7 +64,7 @@ class ProviderServer:
 async def provider_server(delay: float = 0.0, model: str = MODEL) -> AsyncIterator[ProviderServer]:
     """The server in a process of its own; ``delay`` is seconds a call takes at least, ``model`` who it says it is."""
     async with child("benchmarks.stage.provider_server", "--delay", delay, "--model", model) as process:
-        yield ProviderServer(int(process.greeting))
+        yield ProviderServer(int(process.greeting), process.pid)
 
 
 async def _serve(delay: float, model: str) -> None:

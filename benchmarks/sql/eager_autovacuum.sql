@@ -1,0 +1,1 @@
+ALTER SYSTEM SET autovacuum_naptime = '1s'

@@ -1,0 +1,1 @@
+INSERT INTO benchmark_orders (note) VALUES (%(note)s)

@@ -1,0 +1,1 @@
+CREATE TABLE benchmark_orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, note text NOT NULL)
