@@ -3,14 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CHAOS_ROUNDS ?= 5
+FAILOVER_RUNS ?= 3
 DEBIAN_PG := /usr/lib/postgresql/15/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-debian check bench chaos dist clean
+.PHONY: help demo test test-debian check bench chaos chaos-failover chaos-upgrade dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/demo.stamp ## one question through the full path, answered by a real model
 	@$(BIN)/pgnexus demo
@@ -41,6 +42,12 @@ bench: .venv/dev.stamp ## measure throughput, latency, commits and WAL; see benc
 chaos: .venv/dev.stamp ## the tests that kill things, CHAOS_ROUNDS times (5), and a thousand drawn flows
 	@PGNEXUS_PROPERTY_EXAMPLES=1000 $(BIN)/pytest -q tests/flow/test_properties.py --timeout 3600
 	@for round in $$(seq $(CHAOS_ROUNDS)); do echo "round $$round"; $(BIN)/pytest -q tests/survival || exit 1; done
+
+chaos-failover: .venv/dev.stamp ## kill the primary under load, promote its standby, and count; FAILOVER_RUNS (3)
+	@for run in $$(seq $(FAILOVER_RUNS)); do $(BIN)/python -m chaos.failover || exit 1; done
+
+chaos-upgrade: .venv/dev.stamp ## migrate a loaded database of each earlier version, both versions beside each other, and count
+	@$(BIN)/python -m chaos.upgrade
 
 dist: .venv/dev.stamp ## build the wheel and the sdist into dist/
 	@$(BIN)/python -m build -q
