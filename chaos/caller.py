@@ -1,7 +1,8 @@
 """A caller, a program of its own: asks what is drawn for it, and writes its ledger before it believes anything.
 
-``python -m chaos.caller --url URL --ledger FILE --name c1 --seed 7 --rate 8 --seconds 45``. With ``--after FILE`` it
-first asks again what a caller that was killed had left undecided. It leaves when all it asked has ended.
+``python -m chaos.caller --url URL --ledger FILE --name c1 --seed 7 --rate 8``. With ``--after FILE`` it first asks
+again what a caller that was killed had left undecided. On SIGTERM it asks nothing more, and leaves when all that it
+asked has ended.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
+import time
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -57,8 +61,7 @@ class Caller:
         }
 
     async def ask(self, one: Drawn, ids: list[UUID] | None = None) -> None:
-        """Ask it at its time; ``ids`` are those under which it was asked before."""
-        await asyncio.sleep(one.at)
+        """Ask it; ``ids`` are those under which it was asked before."""
         ids = ids or [new_request_id() for _ in one.marks]
         self._asks(one, ids)
         try:
@@ -291,11 +294,21 @@ async def _run(given: argparse.Namespace) -> None:
     flows: dict[str, Any] = {"executor": True} if "flow" in given.kinds else {}
     app = App(Settings.load(**overrides), nexus=False, **flows)
     await _insist(app.start)
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     print("ready", os.getpid(), flush=True)
     caller = Caller(app, given.url, LedgerFile(given.ledger))
-    again = undecided(given.after) if given.after else []
-    things = drawn(given.seed, given.name, given.rate, given.seconds, given.kinds)
-    await asyncio.gather(*(caller.ask(one, ids) for one, ids in again), *(caller.ask(one) for one in things))
+    async with asyncio.TaskGroup() as asking:
+        for one, ids in undecided(given.after) if given.after else []:
+            asking.create_task(caller.ask(one, ids))
+        began = time.monotonic()
+        for one in drawn(given.seed, given.name, given.rate, given.kinds):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, began + one.at - time.monotonic())):
+                    await told.wait()
+            if told.is_set():
+                break
+            asking.create_task(caller.ask(one))
     await app.stop()
     print("done", flush=True)
 
@@ -309,7 +322,6 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rate", type=float, default=8.0, help="things asked a second")
-    parser.add_argument("--seconds", type=float, default=45.0)
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
     given = parser.parse_args()
     asyncio.run(_run(given))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from chaos.provider import MOST_TOKENS
@@ -40,17 +41,15 @@ class Drawn:
     waits: bool = True  # for the result
 
 
-def drawn(
-    seed: int, caller: str, rate: float, seconds: float, kinds: Collection[str] = tuple(KINDS)
-) -> list[Drawn]:
-    """What this caller asks within so many seconds, ``rate`` things a second, in the order of time."""
+def drawn(seed: int, caller: str, rate: float, kinds: Collection[str] = tuple(KINDS)) -> Iterator[Drawn]:
+    """What this caller asks, without end, in the order of time: ``rate`` things a second on average."""
     die = random.Random(f"{seed} {caller}")
-    times = sorted(die.uniform(0, seconds) for _ in range(round(rate * seconds)))
     weights = [KINDS[kind] for kind in kinds]
-    return [
-        _one(die, die.choices(list(kinds), weights)[0], f"{caller}-{number}", at)
-        for number, at in enumerate(times)
-    ]
+    at = 0.0
+    for number in count():
+        at += die.expovariate(rate)
+        of_its_own = random.Random(die.getrandbits(64))
+        yield _one(of_its_own, die.choices(list(kinds), weights)[0], f"{caller}-{number}", at)
 
 
 def _one(die: random.Random, kind: str, name: str, at: float) -> Drawn:

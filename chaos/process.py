@@ -86,7 +86,8 @@ class Process:
     def send(self, what: signal.Signals) -> None:
         """Nothing happens when it is gone."""
         with suppress(ProcessLookupError):
-            self._process.send_signal(what)
+            if self.alive:
+                os.kill(self.pid, what)  # asyncio's own would reap it, and lose its exit code
 
     async def wait(self) -> int:
         """Wait until it is gone; its exit code."""

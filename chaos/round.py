@@ -25,6 +25,7 @@ from pgnexus.errors import DatabaseUnavailable
 from pgnexus.settings import Settings
 
 SETTLES_WITHIN = 90.0  # seconds after the last heal until nothing is under way
+CALM = 2.0  # seconds of work after the last heal
 GONE_WITHIN = 15.0  # seconds more until all that was held is let go
 _PROBES = (("alpha", "m1"), ("alpha", "m3"), ("beta", "m2"))
 _COMPLAINTS = ("own code", "Traceback", "never retrieved", "never awaited")
@@ -36,7 +37,7 @@ async def play(seed: int, seconds: float, path: Path, server: PostgresServer) ->
     database = f"chaos_{seed}"
     url = await asyncio.to_thread(server.create_database, database)
     await schema.migrate(url)
-    system = System(seed, seconds, path, server, database)
+    system = System(seed, path, server, database)
     db = await Database.open(url, pool_size=2)
     try:
         await db_script(db, "prepare")
@@ -64,8 +65,9 @@ async def db_script(db: Database, name: str) -> None:
 
 
 async def _settled(system: System, db: Database) -> Verdict:
-    """Heal, wait, judge."""
+    """Heal, go on for a moment, wait, judge."""
     await system.heal()
+    await asyncio.sleep(CALM)
     healed, wrong = time.monotonic(), []
     settled: float | None = None
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
+import signal
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,9 +51,8 @@ class Member:
 class System:
     """``url`` is the round's database on ``server``; all files go to ``path``."""
 
-    def __init__(self, seed: int, seconds: float, path: Path, server: PostgresServer, database: str) -> None:
+    def __init__(self, seed: int, path: Path, server: PostgresServer, database: str) -> None:
         self.seed = seed
-        self.seconds = seconds
         self.path = path
         self.server = server
         self.database = database
@@ -65,11 +64,11 @@ class System:
         self.healed = False
         self.proxies: list[Proxy] = []
         self.bouncer: Bouncer | None = None
+        self._replacing: list[asyncio.Task[None]] = []
         self._provider_port = free_port()
         self._provider_starts = 0
         self._numbers = {"worker": 0, "caller": 0}
         self._ways: dict[str, set[str]] = defaultdict(set)
-        self._began = 0.0
 
     @property
     def account(self) -> Path:
@@ -96,7 +95,6 @@ class System:
             await asyncio.to_thread(self.bouncer.start)
         await self.start_provider()
         await asyncio.gather(*(self.start_worker(arguments) for arguments in WORKERS))
-        self._began = time.monotonic()
         await asyncio.gather(*(self.start_caller() for _ in range(CALLERS)))
 
     async def start_provider(self) -> None:
@@ -120,16 +118,31 @@ class System:
         """A new one; ``after`` names the one that was killed, whose undecided requests it asks again."""
         name = self._named("caller")
         way, clock = self._way(name), self._clock(name)
-        left = max(0.0, self.seconds - (time.monotonic() - self._began))
         command = ["chaos.caller", "--url", way.url, "--ledger", self.path / f"{name}.ledger", "--name", name]
-        command += ["--seed", self.seed, "--rate", RATE, "--seconds", round(left)]
+        command += ["--seed", self.seed, "--rate", RATE]
         command += ["--listen-url", way.listen_url] if way.listen_url else []
         command += ["--after", self.path / f"{after}.ledger"] if after else []
         process = await self._start(name, command, settings.of_caller(), clock)
         self.members[name] = Member(process, "caller", way, clock)
 
-    async def replace(self, member: Member) -> None:
-        """Start a new process in the place of one that was killed."""
+    async def kill(self, member: Member) -> None:
+        """kill -9, and have a new one start in its place: healed is when that is ready."""
+
+        async def replaced() -> None:
+            with self.record.striking(f"kill {member.role}", member.process.name):
+                await member.process.kill()
+                killed.set()
+                await self._replace(member)
+
+        killed = asyncio.Event()
+        self._replacing.append(asyncio.create_task(replaced()))
+        await killed.wait()
+
+    async def complete(self) -> None:
+        """Wait until all that were killed have been replaced."""
+        await asyncio.gather(*self._replacing)
+
+    async def _replace(self, member: Member) -> None:
         if member.role == "worker":
             await self.start_worker(member.arguments)
         else:
@@ -158,8 +171,10 @@ class System:
             await session.post(f"http://127.0.0.1:{self._provider_port}/heal")
 
     async def callers_done(self) -> list[str]:
-        """Wait until every caller has heard of all that it asked; what is wrong with how they left."""
+        """Have callers ask no more, and hear of all that they asked; what is wrong with how they left."""
         callers = [one.process for one in self.members.values() if one.role == "caller"]
+        for caller in callers:
+            caller.send(signal.SIGTERM)
         codes = await asyncio.gather(*(caller.wait() for caller in callers))
         pairs = zip(callers, codes, strict=True)
         return [f"{caller.name} left with {code}; see {caller.log}" for caller, code in pairs if code != 0]

@@ -28,9 +28,7 @@ class Freeze:
             if not killed:
                 member.process.thaw()
         if killed:
-            with system.record.striking(f"kill {role}", member.process.name):
-                await member.process.kill()
-                await system.replace(member)
+            await system.kill(member)
         else:
             system.give_back(member)
 

@@ -40,6 +40,7 @@ async def strike(system: System, seconds: float) -> None:
     """Let all hands strike for so long; returns when what they began is healed."""
     end = time.monotonic() + seconds
     await asyncio.gather(*(_hand(system, number, end) for number in range(HANDS)))
+    await system.complete()
 
 
 async def _hand(system: System, number: int, end: float) -> None:

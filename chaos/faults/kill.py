@@ -21,11 +21,8 @@ class Kill:
 
     async def strike(self, system: System, die: random.Random) -> None:
         member = system.take(die, self.role)
-        if member is None:
-            return
-        with system.record.striking(self.name, member.process.name):
-            await member.process.kill()
-            await system.replace(member)
+        if member is not None:
+            await system.kill(member)
 
 
 @dataclass

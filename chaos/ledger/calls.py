@@ -13,37 +13,57 @@ from chaos.record import Record
 from chaos.settings import AT_ONCE
 
 _MOMENT = 0.3  # seconds in which the provider hears that a caller has gone
-_ANSWERS = ("whole", "slow", "never")  # what is no fault of the provider's by itself
-_TIMEOUT = 1.9  # seconds after which a call is given up, about
+_FAULTS = ("rate_limited", "failing", "overloaded", "truncated", "broken", "rubbish", "huge", "unauthorized")
+# What the books say of a call that came to nothing by the worker's own clock: it waits for two seconds.
+_HEARD_AS_FAULTS = ("provider_timeout", "provider_unavailable", "bad_answer")
 
 
 def again(seen: Evidence) -> tuple[Counter[str], list[str]]:
     """Why a question was asked again, by reason; and those that nothing explains."""
     shared = {one.mark for one in seen.asked if one.kind in SHARING}
+    booked = _booked(seen)
     reasons: Counter[str] = Counter()
     wrong = []
     for mark, calls in seen.calls_of_marks().items():
         if mark in shared:
             continue  # asked again by others; of one flight and one cached answer there are checks of their own
         for before, call in pairwise(calls):
-            reason = _reason(before, call, seen.record)
+            reason = _reason(before, call, booked.get(before.call), seen.record)
             reasons[reason or "unexplained"] += 1
             if reason is None:
-                wrong.append(f"{mark}: {before}, and then {call}")
+                wrong.append(f"{mark}: {before}, booked as {booked.get(before.call)}, and then {call}")
     return reasons, wrong
 
 
-def _reason(before: ProviderCall, call: ProviderCall, record: Record) -> str | None:
+def _booked(seen: Evidence) -> dict[str, str]:
+    """What the books say became of each of the provider's calls, where both have as many of one question and model."""
+    rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for row in sorted(seen.attempts, key=lambda row: (row.request_id, row.attempt, row.call)):
+        stored = seen.results.get(row.request_id)
+        if stored is not None:
+            rows[stored.mark, row.provider, row.model].append(row.outcome)
+    calls: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for call in seen.calls:
+        calls[call.mark, call.vendor, call.model].append(call.call)
+    return {
+        name: outcome
+        for key, names in calls.items()
+        if len(names) == len(rows[key])
+        for name, outcome in zip(names, rows[key], strict=True)
+    }
+
+
+def _reason(before: ProviderCall, call: ProviderCall, booked: str | None, record: Record) -> str | None:
     """Why the second call was made, though there was the first one."""
     worker, begin, end = before.worker, before.began, call.began
-    if before.what not in _ANSWERS:
+    if before.what in _FAULTS:
         return f"retry or fallback after {before.what}"
-    if before.left and before.over - before.began > _TIMEOUT:
-        return f"retry or fallback after a timeout ({before.what})"
     if record.killed(worker, begin, end):
         return "worker killed"
     if before.ended is None or record.provider_killed(begin, before.over):
         return "provider killed"
+    if booked in _HEARD_AS_FAULTS:
+        return f"retry or fallback after {booked}"
     if record.frozen(worker, begin, end):
         return "worker frozen"
     if record.away(worker, begin, end):

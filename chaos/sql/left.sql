@@ -13,7 +13,7 @@ select * from (
   union all select 'late calls', count(*) from nexus.late_calls
   union all select 'scheduled', count(*) from pgnexus.scheduled_requests
   union all select 'queue ' || queue, depth from nexus_api.queue_metrics()
-  union all select 'archive ' || queue, archived from nexus_api.queue_metrics()
+  union all select 'archive ' || queue, archived from nexus_api.queue_metrics() where queue like 'ai\_%%'
   union all select 'held of ' || scope || ' ' || kind, held from nexus_api.limits() where held <> 0
   union all
   select 'holdings of the dead', count(*) from nexus.holdings h
