@@ -20,6 +20,7 @@ from pgnexus.nexus.parking import PARKED_CHANNEL, Parking, Room, claimed
 from pgnexus.nexus.settlement import SHARE, Claim, Settlement
 from pgnexus.nexus.settler import Settler
 from pgnexus.nexus.shares import Shares
+from pgnexus.nexus.strays import Strays
 from pgnexus.nexus.workflow import LLMRequestWorkflow
 from pgnexus.printable import one_line
 from pgnexus.settings import Settings
@@ -31,7 +32,6 @@ MAX_BATCH = 500
 _TOGETHER = 50  # requests that begin in one turn of the event loop
 _GATHER = 0.002  # seconds in which freed slots are gathered, so that a busy consumer takes batches
 _REMEMBER_CANCELS = 60.0
-_COMMITS_LATE = 5.0  # seconds after which a statement is over whose connection broke
 
 
 class QueueConsumer:
@@ -62,8 +62,7 @@ class QueueConsumer:
         self._parking = Parking(db, registry, room, interval=settings.poll_interval)
         self._shares = Shares(db, registry, settings.concurrency, interval=settings.poll_interval)
         self._cancelled: dict[UUID, float] = {}
-        self._doubts: list[float] = []  # when to look for claims of which nobody here knows
-        self._draining = False
+        self.strays = Strays(db, registry, settler)
         self._hungry = False
         self._gathering: asyncio.TimerHandle | None = None
         self._looper = Looper("queue consumer", self._take, poll_interval=settings.poll_interval)
@@ -91,13 +90,15 @@ class QueueConsumer:
         if self._running:
             await asyncio.wait(self._running, timeout=drain_timeout)
         self.hurry()
-        if self._running:
+        if self._running and (await asyncio.wait(self._running, timeout=self._last_words))[1]:
+            log.warning("%d requests are left to others: they could not be stored", len(self._running))
+            for task in self._running:
+                task.cancel()
             await asyncio.wait(self._running)
         await self._watcher.stop()
 
     def hurry(self) -> None:
         """Give back at once what runs, also while `stop` lets it finish."""
-        self._draining = True
         self._give_up(self._calling)
 
     def _room(self) -> tuple[int, int]:
@@ -105,38 +106,18 @@ class QueueConsumer:
         free = self._slots - len(self._running)
         return free, max(0, free - self._reserve)
 
-    def doubt(self) -> None:
-        """A call broke off that may have claimed requests of which nobody here knows."""
-        now = time.monotonic()
-        self._doubts = [now, now + _COMMITS_LATE]
-
     async def _take(self) -> float | None:
         try:
-            if self._doubts and self._doubts[0] <= time.monotonic():
-                await self._give_back_strays()
+            if self.strays.pause() == 0:
+                await self.strays.give_back(
+                    {(claim.run_id, claim.attempt) for claim in self._running.values()}
+                )
             pause = await self._take_all()
         except Exception:
-            self.doubt()
+            self.strays.doubt()
             raise
-        if self._doubts:
-            left = max(self._doubts[0] - time.monotonic(), 0.0)
-            return left if pause is None else min(pause, left)
-        return pause
-
-    async def _give_back_strays(self) -> None:
-        """Give back what the database takes for running here, and is not; no call that claims is under way."""
-        known = {(claim.run_id, claim.attempt) for claim in self._running.values()}
-        rows = await self._db.query("held_tasks", {"worker_id": self._registry.instance_id()})
-        strays = [
-            Claim(row.run_id, row.step_slug, row.attempt, {}, None)
-            for row in rows
-            if (row.run_id, row.attempt) not in known
-        ]
-        if strays:
-            log.warning("%d requests had been claimed in calls that broke off; given back", len(strays))
-            releases = [self._workflow.release(claim, []) for claim in strays]
-            await asyncio.gather(*map(self._settler.settle, releases))
-        self._doubts.pop(0)
+        left = self.strays.pause()
+        return pause if left is None else left if pause is None else min(pause, left)
 
     async def _take_all(self) -> float | None:
         free, others = self._room()

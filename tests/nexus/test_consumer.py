@@ -82,7 +82,7 @@ async def test_requests_claimed_in_a_call_that_broke_off_are_given_back(
             await connection.execute(claim, [app.nexus.registry.instance_id()])
         assert [row.status for row in await sql(db, "select status from pgflow.runs")] == ["started"]
         assert consumer.in_flight == 0
-        consumer.doubt()
+        consumer.strays.doubt()
         await sql(db, "select pg_notify('pgnexus_requests', '')")
         [answer] = await answered(db, "answers")
     assert (answer["status"], answer["attempts"]) == ("success", 1)
