@@ -7,7 +7,7 @@ FAILOVER_RUNS ?= 3
 DEBIAN_PG := /usr/lib/postgresql/15/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-debian check bench chaos chaos-failover chaos-upgrade dist clean
+.PHONY: help demo test test-debian check bench bench-parts chaos chaos-failover chaos-upgrade dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -32,12 +32,12 @@ check: .venv/dev.stamp ## format, lint, types, the direction of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: .venv/dev.stamp ## measure throughput, latency, commits and WAL; see benchmarks/README.md
-	@$(BIN)/python -m benchmarks
+bench: .venv/bench.stamp ## measure everything beside raw pgmq and public peers: build/bench/bench.md; BENCH=--resume goes on
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+bench-parts: .venv/bench.stamp ## measure the flow engine and the router by themselves
 	@$(BIN)/python -m benchmarks.flow
 	@$(BIN)/python -m benchmarks.router --memory
-	@$(BIN)/python -m benchmarks.limits
-	@$(BIN)/python -m benchmarks.streaming
 
 chaos: .venv/dev.stamp ## the tests that kill things, CHAOS_ROUNDS times (5), and a thousand drawn flows
 	@PGNEXUS_PROPERTY_EXAMPLES=1000 $(BIN)/pytest -q tests/flow/test_properties.py --timeout 3600
@@ -68,4 +68,8 @@ clean: ## remove the virtual environment and what was built
 
 .venv/dev.stamp: .venv/demo.stamp
 	@tools/pip-install "Installing what the tests need" -e '.[all,dev]'
+	@touch $@
+
+.venv/bench.stamp: .venv/dev.stamp
+	@tools/pip-install "Installing what the benchmarks draw with" -e '.[all,dev,bench]'
 	@touch $@
