@@ -66,7 +66,7 @@ class FailoverRun:
         for _ in range(3):
             await self._crew.start_worker()
         for _ in range(2):
-            await self._crew.start_caller(rate=self._die.uniform(10, 30))
+            await self._crew.start_caller(rate=self._die.uniform(5, 15))
 
     async def _fail_over(self) -> None:
         die, pair, besides = self._die, self._pair, []
@@ -93,7 +93,7 @@ class FailoverRun:
         while len(self._crew.workers) < 3:
             await self._crew.start_worker()
         while len(self._crew.callers) < 2:
-            await self._crew.start_caller(rate=die.uniform(10, 30))
+            await self._crew.start_caller(rate=die.uniform(5, 15))
 
     def _audit(self, book: Book) -> Verdict:
         outages = [(one.killed, one.promoted + _LEASE) for one in self.failovers if one.outlasts_a_lease]

@@ -99,7 +99,7 @@ class UpgradeRun:
         for _ in range(2):
             await self._crew.start_worker(python)
         for _ in range(2):
-            await self._crew.start_caller(self._die.uniform(10, 25), python)
+            await self._crew.start_caller(self._die.uniform(4, 12), python)
 
     async def _part(self) -> None:
         """The old ones leave, in any order: some in peace, some not."""
