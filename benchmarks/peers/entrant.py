@@ -53,7 +53,6 @@ class PeerDriver:
         self._caller = caller
         self._connection = connection
         self._count = (_SQL / f"{peer.count}.sql").read_bytes()
-        self.pids = [caller.pid]
         self.ended: Ended = Asked(self)
         self.pids = [os.getpid(), caller.pid]
 

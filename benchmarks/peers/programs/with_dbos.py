@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
+from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions, WorkflowHandleAsync
 
 from benchmarks.peers.programs import talk
 from benchmarks.peers.programs.talk import Task, Vendor
@@ -95,8 +95,10 @@ class _Caller:
         await self._client.enqueue_async(self._options, self._task.body(number))
 
     async def call(self, number: int) -> str:
-        handle = await self._client.enqueue_async(self._options, self._task.body(number))
-        return str(await handle.get_result(polling_interval_sec=_LOOK))
+        handle: WorkflowHandleAsync[str] = await self._client.enqueue_async(
+            self._options, self._task.body(number)
+        )
+        return await handle.get_result(polling_interval_sec=_LOOK)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class _Caller:
         return f"{number} {self._task.body(number)}".encode()
 
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
-        payloads = [self._payload(number) for number in numbers]
+        payloads: list[bytes | None] = [self._payload(number) for number in numbers]
         await self._queries.enqueue([_ENTRYPOINT] * len(payloads), payloads, [0] * len(payloads))
 
     async def enqueue(self, number: int) -> None:

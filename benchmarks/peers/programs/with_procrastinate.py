@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import procrastinate
 
@@ -61,13 +62,14 @@ class _Caller:
         self._deferrer = app.configure_task(_TASK)
         self._answers = answers
 
+    def _arguments(self, number: int) -> dict[str, Any]:
+        return {"number": number, "body": self._task.body(number)}
+
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
-        await self._deferrer.batch_defer_async(
-            *({"number": number, "body": self._task.body(number)} for number in numbers)
-        )
+        await self._deferrer.batch_defer_async(*(self._arguments(number) for number in numbers))
 
     async def enqueue(self, number: int) -> None:
-        await self._deferrer.defer_async(number=number, body=self._task.body(number))
+        await self._deferrer.defer_async(**self._arguments(number))
 
     async def call(self, number: int) -> str:
         return await self._answers.answer(number, lambda: self.enqueue(number))
