@@ -14,6 +14,7 @@ from pgnexus.db.listener import Listener
 from pgnexus.db.notifier import Notifier
 from pgnexus.looper import Looper
 from pgnexus.messages import DONE_CHANNEL, RESULTS_CHANNEL, LLMResult
+from pgnexus.printable import one_line
 from pgnexus.settings import Settings
 from pgnexus.take_limit import TakeLimit
 
@@ -67,6 +68,8 @@ class LlmResultPoller:
         for row in ended:
             if self._waiters.is_waiting(row.request_id):
                 self._deliver(row.request_id, row.result)
+        if notify and not ended:
+            self._notifier.unclaim(DONE_CHANNEL)
         if ended and not notify:
             self._notifier.committed(DONE_CHANNEL, [str(row.request_id) for row in ended])
         return 0 if rows and rows[0].taken == limit else None
@@ -84,7 +87,10 @@ class LlmResultPoller:
     async def _reject(self) -> None:
         for row in await self._db.query("reject_result", {"queue": self._queue}):
             log.error(
-                "queue %s: message %d cannot be stored, archived: %s", self._queue, row.msg_id, row.reason
+                "queue %s: message %d cannot be stored, archived: %s",
+                self._queue,
+                row.msg_id,
+                one_line(row.reason),
             )
 
     async def _sweep(self) -> float | None:

@@ -47,6 +47,15 @@ class Notifier:
         self._begin(channel)
         return True
 
+    def unclaim(self, channel: str) -> None:
+        """The transaction that `claim` said True for had nothing to tell: the next one may NOTIFY at once."""
+        window = self._open.pop(channel, None)
+        if window is not None:
+            window.cancel()
+            if channel in self._due:
+                self._begin(channel)
+                self._send(channel)
+
     def committed(self, channel: str, ids: Sequence[str] = ()) -> None:
         """A transaction that did not NOTIFY is committed: one is sent at once, or when the window ends.
 

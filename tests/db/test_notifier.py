@@ -61,6 +61,17 @@ async def test_nothing_committed_is_nothing_told(db: Database, heard: asyncio.Qu
     assert await heard.get() == "last"
 
 
+async def test_a_claim_that_came_to_nothing_holds_up_nobody(db: Database, heard: asyncio.Queue[str]) -> None:
+    notifier = Notifier(db, window=3600)
+    assert notifier.claim("work") is True
+    notifier.unclaim("work")
+    assert notifier.claim("work") is True
+    notifier.committed("work", ["one"])
+    notifier.unclaim("work")
+    assert await heard.get() == "one"
+    await notifier.close()
+
+
 async def test_close_sends_what_is_due_in_payloads_that_fit(db: Database, heard: asyncio.Queue[str]) -> None:
     notifier = Notifier(db, window=3600)
     notifier.claim("work")
