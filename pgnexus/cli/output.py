@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -12,13 +13,15 @@ from decimal import Decimal
 from typing import Any
 
 from pydantic_core import to_json
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 from rich.theme import Theme
 
 from pgnexus.caller.results import JobResult
 from pgnexus.errors import PgnexusError, RequestError, ResultPending, RunError, RunPending, UnknownRequest
 from pgnexus.messages import LLMResult
+from pgnexus.printable import one_line, visible
 
 _THEME = Theme(
     {
@@ -35,6 +38,7 @@ _THEME = Theme(
         "status.scheduled": "blue",
     }
 )
+_C1 = re.compile("[\x7f-\x9f]")  # what terminals take for commands, beside those below the space
 _WIDE = 200  # columns where nobody looks at a terminal: nothing is cut off
 
 
@@ -48,16 +52,21 @@ class Output:
 
     def document(self, value: Any) -> None:
         """One JSON document a line, on stdout."""
-        sys.stdout.write(_json(value) + "\n")
-        sys.stdout.flush()
+        self._write(_json(value) + "\n")
 
     def text(self, text: str) -> None:
-        """A model's or a user's text, as it is; wrapped at words where somebody reads it."""
-        self.out.print(Text(text), soft_wrap=not self.out.is_terminal)
+        """A model's or a user's text, wrapped at words where somebody reads it; as it is where a program does."""
+        if self.out.is_terminal:
+            self.out.print(Text(text))
+        else:
+            self._write(text + "\n")
 
     def piece(self, text: str) -> None:
-        """A piece of a text that goes on, as it is."""
-        self.out.print(Text(text), end="", soft_wrap=True)
+        """A piece of a text that goes on."""
+        if self.out.is_terminal:
+            self.out.print(Text(text), end="", soft_wrap=True)
+        else:
+            self._write(text)
 
     def show(self, what: RenderableType = "") -> None:
         """A table or a line of ours, on stdout; without the spaces that fill a terminal where there is none."""
@@ -66,8 +75,7 @@ class Output:
             return
         with self.out.capture() as shown:
             self.out.print(what, soft_wrap=isinstance(what, str))
-        sys.stdout.write("".join(line.rstrip() + "\n" for line in shown.get().splitlines()))
-        sys.stdout.flush()
+        self._write("".join(line.rstrip() + "\n" for line in shown.get().splitlines()))
 
     def say(self, markup: str) -> None:
         """A line about what happens, on stderr; none with --json."""
@@ -106,12 +114,16 @@ class Output:
         with self.err.status(what, spinner="dots") as status:
             yield lambda words: status.update(words) if words else status.stop()
 
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
     def _failure(self, document: Mapping[str, Any], hint: str = "") -> None:
         if self.json:
             sys.stderr.write(_json({"error": document}) + "\n")
             sys.stderr.flush()
         else:
-            line = Text.assemble(("error: ", "bad"), str(document["message"]), (hint, "quiet"))
+            line = Text.assemble(("error: ", "bad"), one_line(document["message"]), (hint, "quiet"))
             self.err.print(line, soft_wrap=True)
 
 
@@ -195,11 +207,20 @@ def _decimal(cost: Decimal | None) -> str | None:
 
 
 def _json(value: Any) -> str:
-    return to_json(value, inf_nan_mode="null").decode()
+    text = to_json(value, inf_nan_mode="null").decode()
+    return _C1.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # as JSON escapes those below the space
+
+
+class _Console(Console):
+    """One on which no foreign text moves the cursor, colours anything or speaks to the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, theme=_THEME, highlight=False)
+    console = _Console(stderr=stderr, theme=_THEME, highlight=False)
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = _WIDE
     return console

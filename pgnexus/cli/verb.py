@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from pgnexus.cli import exits
 from pgnexus.cli.output import Output
 from pgnexus.errors import InvalidSettings, PgnexusError
+from pgnexus.printable import one_line, visible
 from pgnexus.settings import Settings
 
 _PANEL: Final = "Options of every verb"
@@ -124,11 +125,22 @@ async def _awaited(body: Awaitable[int | None]) -> int | None:
     return await body
 
 
+class _OneLine(logging.Formatter):
+    """A record is one line, whatever its words; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return visible(super().formatException(ei))
+
+
 def _log_handler(console: Console) -> logging.Handler:
     if console.is_terminal:
         return RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     return handler
 
 

@@ -19,6 +19,7 @@ from psycopg.types.array import ListBinaryDumper
 from psycopg.types.json import set_json_loads
 
 from pgnexus.errors import DatabaseUnavailable, InvalidSettings
+from pgnexus.printable import one_line
 from pgnexus.settings import redact
 from pgnexus.storable import parse
 
@@ -162,4 +163,4 @@ def is_data_fault(error: Exception) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

@@ -21,6 +21,7 @@ from pgnexus.db.connection import connect_blocking, sever
 from pgnexus.db.database import Database
 from pgnexus.db.queries import load
 from pgnexus.errors import DatabaseUnavailable
+from pgnexus.printable import one_line
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Registry:
         try:
             await db.query("mark_worker_stopped", {"worker_id": self.instance_id()})
         except DatabaseUnavailable as error:
-            log.warning("instance %s: could not say goodbye: %s", self.instance_id(), error)
+            log.warning("instance %s: could not say goodbye: %s", self.instance_id(), one_line(error))
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         connection: psycopg.Connection[tuple[bool]] | None = None
@@ -107,7 +108,7 @@ class Registry:
                     not told and not self.is_alive()
                 ):  # the loops speak of an outage; this is what may come of it
                     told = True
-                    log.warning("instance %s: its lease has run out: %s", self.instance_id(), error)
+                    log.warning("instance %s: its lease has run out: %s", self.instance_id(), one_line(error))
                 if connection is not None:
                     connection.close()
             except RuntimeError:  # the event loop is closed: the process is ending

@@ -19,6 +19,7 @@ from pgnexus.messages import RESULTS_CHANNEL
 from pgnexus.nexus.settlement import Settlement
 from pgnexus.nexus.workflow import LLMRequestWorkflow
 from pgnexus.portions import portions
+from pgnexus.printable import one_line
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,16 @@ class Settler:
                 pass  # the fence and the books' key make it safe to say it again
             except Exception as error:
                 if is_data_fault(error):
-                    log.error("request %s: its answer cannot be stored: %s", settlement.claim.run_id, error)
+                    log.error(
+                        "request %s: its answer cannot be stored: %s",
+                        settlement.claim.run_id,
+                        one_line(error),
+                    )
                     settlement = LLMRequestWorkflow.unstorable(settlement, str(error).splitlines()[0])
                 elif not isinstance(error, psycopg.Error):
                     raise
                 elif tries % 10 == 0:
-                    log.warning("request %s: not settled yet: %s", settlement.claim.run_id, error)
+                    log.warning("request %s: not settled yet: %s", settlement.claim.run_id, one_line(error))
             await asyncio.sleep(random.uniform(0.05, min(5.0, 0.1 * 2.0 ** min(tries, 10))))
         raise AssertionError("unreachable")
 

@@ -16,6 +16,13 @@ from tests.system import sql
 _A_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 _VARIES = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+|\".*\"|'.*'")
+LEFT = (
+    """select request_id, status, deadline, input from pgnexus.job_results
+       where finished_at is null and input ->> 'reply_to' is distinct from %s limit 5""",
+    """select r.run_id, r.input, t.step_slug, t.status, t.attempts_count, t.not_before, t.error_message
+       from pgflow.runs r left join pgflow.step_tasks t using (run_id)
+       where r.status = 'started' and %s::text is not null limit 5""",
+)
 
 
 @dataclass
@@ -55,6 +62,8 @@ async def judge(db: Database, ledger: Ledger) -> Verdict:
         verdict.statuses[row.status] += 1
     if await _ids(db, THEIRS):
         verdict.faults.append("something was written into somebody else's queue")
+    for text in LEFT:
+        verdict.faults += [f"left: {row}"[:1500] for row in await sql(db, text, MINE)]
     _judge_log(verdict, ledger)
     return verdict
 
@@ -65,7 +74,9 @@ async def _archive(db: Database, queue: str) -> dict[int, str]:
 
 
 async def _ids(db: Database, queue: str) -> list[str]:
-    return [row.id for row in await sql(db, f"select message ->> 'request_id' as id from pgmq.q_{queue}")]
+    return [
+        row.id for row in await sql(db, f"select lower(message ->> 'request_id') as id from pgmq.q_{queue}")
+    ]
 
 
 def _judge_requests(
@@ -172,7 +183,7 @@ def _rows(ledger: Ledger, verdict: Verdict) -> Iterable[tuple[str, str]]:
     for name, (before, after) in ledger.memory.items():
         yield f"memory of the {name}", f"{before} MB after a fifth, {after} MB at the end"
     yield "requests on the lanes", _counts(verdict.requests)
-    yield "requests to pgnexus.enqueue", f"{len(ledger.accepted):,} taken, refused: {_counts(ledger.refused)}"
+    yield "requests to pgnexus.enqueue", f"{ledger.taken:,} taken, refused: {_counts(ledger.refused)}"
     yield "results on ai_results", _counts(verdict.results)
     yield "texts that are no jsonb", str(ledger.no_jsonb)
     yield "good requests", _counts(verdict.good)

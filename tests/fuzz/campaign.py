@@ -48,6 +48,7 @@ class Ledger:
     results: dict[int, Sent] = field(default_factory=dict)
     good: dict[UUID, str] = field(default_factory=dict)
     accepted: dict[UUID, Sent] = field(default_factory=dict)  # hostile ones that pgnexus.enqueue took
+    taken: int = 0  # with those that it had taken before
     refused: Counter[str] = field(default_factory=Counter)  # those that it did not, by SQLSTATE
     no_jsonb: int = 0
     blocked: float = 0.0
@@ -57,9 +58,7 @@ class Ledger:
 
     @property
     def sent(self) -> int:
-        return (
-            len(self.requests) + len(self.results) + len(self.accepted) + self.refused.total() + self.no_jsonb
-        )
+        return len(self.requests) + len(self.results) + self.taken + self.refused.total() + self.no_jsonb
 
 
 class Process:
@@ -255,7 +254,8 @@ async def _enqueue(ledger: Ledger, caller: Database, one: Sent) -> None:
     except psycopg.Error as error:
         ledger.refused[error.sqlstate or "none"] += 1
     else:
-        ledger.accepted[row.request_id] = one
+        ledger.taken += 1
+        ledger.accepted.setdefault(row.request_id, one)
 
 
 async def _ask(ledger: Ledger, caller: Database, count: int) -> None:

@@ -13,6 +13,7 @@ from pgnexus.db.listener import Listener
 from pgnexus.errors import InvalidSchedule
 from pgnexus.flow.schedules.cron import Cron
 from pgnexus.looper import Looper
+from pgnexus.printable import one_line
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +82,14 @@ class ScheduleFirer:
         rows = await self._db.query("fire_schedules", params)
         for row in rows:
             if row.is_news:
-                log.error("schedule %s: started nothing: %s", row.name, row.error)
+                log.error("schedule %s: started nothing: %s", row.name, one_line(row.error))
         return {row.name for row in rows}
 
     async def _refuse(self, row: Any, error: str) -> None:
         params = {"name": row.name, "version": row.version, "error": error}
         for refused in await self._db.query("refuse_schedule", params):
             if refused.is_news:
-                log.error("schedule %s: makes no sense: %s", row.name, error)
+                log.error("schedule %s: makes no sense: %s", row.name, one_line(error))
 
 
 def plan(row: Any, most: int) -> Firing:

@@ -14,6 +14,7 @@ import psycopg
 from pgnexus.db.connection import is_data_fault
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.portions import LARGEST_STATEMENT
+from pgnexus.printable import one_line
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,11 @@ class Outbox(Generic[Item]):
                 if is_data_fault(error) or not isinstance(error, psycopg.Error):
                     return await self._halve(batch, error)
                 log.warning(
-                    "%s: %d not stored yet: %s: %s", self._name, len(batch), type(error).__name__, error
+                    "%s: %d not stored yet: %s: %s",
+                    self._name,
+                    len(batch),
+                    type(error).__name__,
+                    one_line(error),
                 )
             await asyncio.sleep(random.uniform(0.05, min(5.0, 0.1 * 2.0 ** min(tries, 10))))
         raise AssertionError("unreachable")

@@ -10,6 +10,7 @@ from pgnexus.errors import InvalidFlow
 from pgnexus.flow.built.builder import FlowBuilder
 from pgnexus.flow.define.blueprint import Blueprint
 from pgnexus.flow.work.plans import Plan, PlannedStep, compile_flow, plan
+from pgnexus.printable import one_line
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Flows:
                 try:
                     flow = self._builder.load(row.definition)
                 except InvalidFlow as error:
-                    log.error("flow %s: its definition cannot be read here: %s", flow_slug, error)
+                    log.error("flow %s: its definition cannot be read here: %s", flow_slug, one_line(error))
                 else:
                     self._plans[flow_slug] = Plan(flow, flow_slug, BUILT_QUEUE, plan(flow))
 

@@ -22,6 +22,7 @@ from pgnexus.flow.work.claims import Completed, Deferred, Failed, Held, Holdings
 from pgnexus.flow.work.deferral import Kinds, Waiting
 from pgnexus.flow.work.store import FlowStore
 from pgnexus.messages import new_request_id
+from pgnexus.printable import one_line
 
 log = logging.getLogger(__name__)
 
@@ -244,13 +245,13 @@ class Outcomes:
     def _refuse_error(self, task: Failed, error: Exception) -> None:
         if task.error == _UNSTORABLE:
             return self._give_up(task, error)
-        log.error("%s: its error cannot be stored: %s", task.held, error)
+        log.error("%s: its error cannot be stored: %s", task.held, one_line(error))
         self._failed.put(Failed(task.held, _UNSTORABLE, task.final, None))
         return None
 
     def _give_up(self, task: Failed | Released, error: Exception) -> None:
         """Nothing more can be said of it here: once this worker is gone, another gets it."""
-        log.error("%s: not given back: %s", task.held, error)
+        log.error("%s: not given back: %s", task.held, one_line(error))
         self._ended([task.held])
 
 

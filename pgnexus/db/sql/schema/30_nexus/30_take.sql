@@ -45,6 +45,7 @@ declare
   v_inputs jsonb[];
   v_sent timestamptz[];
   v_ended uuid[];
+  v_started int;
 begin
   perform nexus_api.archive_message(p_lane, m, 'no request: needs request_id, a UUID')
   from unnest(p_messages) m where nexus.try_uuid(m.message ->> 'request_id') is null;
@@ -68,6 +69,25 @@ begin
       (select array_agg(a.id) from unnest(v_ids) as a (id) where a.id <> all (v_ended)),
       (select array_agg(a.input) from unnest(v_ids, v_inputs) as a (id, input) where a.id <> all (v_ended))
     ) s on s.run_id = i.id;
+  get diagnostics v_started = row_count;
+  if v_started < cardinality(p_messages) then
+    perform nexus.refuse_reused(p_messages);
+  end if;
+end
+$$;
+
+-- A message whose id has a run already is dropped: it was delivered twice. But whose result is wanted at ai_results, while the
+-- run's goes elsewhere, is another request under the same name, and its stored row would wait for ever.
+create function nexus.refuse_reused(p_messages pgmq.message_record[]) returns void
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
+begin
+  perform nexus.publish(
+    array_agg('ai_results'::text),
+    array_agg(nexus.failure(m.message, 'failed', 'invalid_request', 'its request_id was used before, with another reply_to')), true)
+  from unnest(p_messages) m join pgflow.runs r on r.run_id = nexus.try_uuid(m.message ->> 'request_id')
+  where coalesce(m.message ->> 'reply_to', 'ai_results') = 'ai_results'
+    and coalesce(r.input ->> 'reply_to', 'ai_results') <> 'ai_results'
+  having count(*) > 0;
 end
 $$;
 
