@@ -16,11 +16,11 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close sends RST and forgets wha
 class Proxy:
     """Passes connections to ``port`` on to the server at ``upstream``; lives in one event loop.
 
-    Whoever blocks that loop holds up the bytes, too.
+    A ``host`` that is a folder is that of PostgreSQL's Unix socket. Whoever blocks that loop holds up the bytes, too.
     """
 
     def __init__(self, upstream: int, host: str = HOST) -> None:
-        self._upstream = (host, upstream)
+        self._host, self._upstream = host, upstream
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[asyncio.StreamWriter] = set()
@@ -87,7 +87,10 @@ class Proxy:
             self._tasks.discard(task)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(*self._upstream)
+        if self._host.startswith("/"):
+            there, back = await asyncio.open_unix_connection(f"{self._host}/.s.PGSQL.{self._upstream}")
+        else:
+            there, back = await asyncio.open_connection(self._host, self._upstream)
         self._open.add(back)
         ways = {
             asyncio.create_task(self._pump(reader, back, answers=False)),

@@ -85,12 +85,17 @@ class QueueConsumer:
         return self._parking.waits(scope)
 
     async def stop(self, drain_timeout: float) -> None:
-        """Take nothing more; let what runs finish for ``drain_timeout`` seconds, then give the rest back."""
+        """Take nothing more; let what runs finish for ``drain_timeout`` seconds, then give the rest back.
+
+        A database that does not take it within a lease is not waited for: others have the work then.
+        """
         await self._looper.stop()
         if self._running:
             await asyncio.wait(self._running, timeout=drain_timeout)
         self.hurry()
-        if self._running and (await asyncio.wait(self._running, timeout=self._last_words))[1]:
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._settings.worker_lease)
+        if self._running:
             log.warning("%d requests are left to others: they could not be stored", len(self._running))
             for task in self._running:
                 task.cancel()
