@@ -138,7 +138,8 @@ class Settings(BaseSettings):
         None,
         ge=60,
         le=_CENTURY,
-        description="seconds for which results are kept after their requests ended; unset: for ever",
+        description="seconds for which results are kept after their requests ended; from 31 days on they go by whole "
+        "months, and may stay as much longer; unset: for ever",
     )
     keep_attempts: float | None = Field(
         None,

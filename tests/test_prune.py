@@ -164,6 +164,28 @@ class TestResults:
 
 
 class TestMonths:
+    async def test_by_itself_results_go_by_whole_months(self, db):
+        """When they are kept for longer than one; what has an id of another version goes at its time."""
+        old, recent = await results(db, 700, 130 * DAY), await results(db, 700, 62 * DAY)
+        await unend(db, old[0])
+        await sql(
+            db,
+            "insert into pgnexus.job_results (request_id, status, finished_at)"
+            " values ('f0000000-0000-4000-8000-000000000000', 'success', now() - interval '62 days')",
+        )
+        [cut] = await sql(db, "select date_trunc('month', now() - interval '61 days', 'UTC') as month")
+        rows = await sql(
+            db,
+            "select request_id from pgnexus.job_results"
+            " where request_id < pgnexus.uuid_floor(%s) and finished_at < now()",
+            cut.month,
+        )
+        gone = await pruned(db, caller_parts(Settings.load(keep_results=61 * DAY)))
+        assert sum(one.rows for one in gone.values()) == len(rows) + 1
+        assert len(await left(db)) == len(old) + len(recent) - len(rows)
+        await pruned(db, caller_parts(SETTINGS, 61 * DAY))
+        assert await left(db) == {old[0]}
+
     async def test_a_month_that_may_go_is_dropped(self, db):
         await results(db, 1500, 100 * DAY)
         young = await results(db, 10, 1 * DAY)

@@ -19,12 +19,15 @@ $$;
 
 -- Results that ended before then, in the order of their ids. Of those minted since (UUIDv7) none can have, so they are
 -- passed over; ids of other versions lie before and behind. In p_skip the names of months that are told of elsewhere.
-create function pgnexus.prune_results(p_keep interval, p_after text, p_limit int, p_dry boolean, p_skip text[] default '{}')
+-- Unless p_exact, those of the month in which then lies are left until all of that month may go: a row that is deleted, and
+-- vacuumed away, costs 4 kB of WAL, a month that is dropped next to nothing.
+create function pgnexus.prune_results(
+  p_keep interval, p_after text, p_limit int, p_dry boolean, p_skip text[] default '{}', p_exact boolean default true)
 returns table (removed bigint, bytes bigint, resume text)
 language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_before timestamptz := clock_timestamp() - p_keep;
-  v_young uuid := pgnexus.uuid_floor(v_before);
+  v_young uuid := pgnexus.uuid_floor(case when p_exact then v_before else date_trunc('month', v_before, 'UTC') end);
   v_after uuid := coalesce(nullif(p_after, ''), '00000000-0000-0000-0000-000000000000')::uuid;
   v_to uuid := case when v_after < v_young then v_young else 'ffffffff-ffff-ffff-ffff-ffffffffffff' end;
   v_slice uuid[];

@@ -1,0 +1,1 @@
+select pgnexus.ensure_partitions(now() - interval '3 months', 3)
