@@ -2,12 +2,13 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-CHAOS_ROUNDS ?= 5
+CHAOS_MINUTES ?= 10
+SOAK_ROUNDS ?= 5
 FAILOVER_RUNS ?= 3
 DEBIAN_PG := /usr/lib/postgresql/15/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-debian check bench bench-parts chaos chaos-failover chaos-upgrade dist clean
+.PHONY: help demo test test-debian check bench bench-parts chaos chaos-short soak chaos-failover chaos-upgrade dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -39,9 +40,15 @@ bench-parts: .venv/bench.stamp ## measure the flow engine and the router by them
 	@$(BIN)/python -m benchmarks.flow
 	@$(BIN)/python -m benchmarks.router --memory
 
-chaos: .venv/dev.stamp ## the tests that kill things, CHAOS_ROUNDS times (5), and a thousand drawn flows
+chaos: .venv/dev.stamp ## real processes under faults, judged by ledger; CHAOS_MINUTES (10), CHAOS=--seed 7 replays
+	@$(BIN)/python -m chaos --minutes $(CHAOS_MINUTES) $(CHAOS)
+
+chaos-short: .venv/dev.stamp ## three short rounds of it, as in CI
+	@$(BIN)/python -m chaos --rounds 3 --round-seconds 12 $(CHAOS)
+
+soak: .venv/dev.stamp ## the tests that kill things, SOAK_ROUNDS times (5), and a thousand drawn flows
 	@PGNEXUS_PROPERTY_EXAMPLES=1000 $(BIN)/pytest -q tests/flow/test_properties.py --timeout 3600
-	@for round in $$(seq $(CHAOS_ROUNDS)); do echo "round $$round"; $(BIN)/pytest -q tests/survival || exit 1; done
+	@for round in $$(seq $(SOAK_ROUNDS)); do echo "round $$round"; $(BIN)/pytest -q tests/survival || exit 1; done
 
 chaos-failover: .venv/dev.stamp ## kill the primary under load, promote its standby, and count; FAILOVER_RUNS (3)
 	@for run in $$(seq $(FAILOVER_RUNS)); do $(BIN)/python -m chaos.failover || exit 1; done

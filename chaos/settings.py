@@ -10,14 +10,14 @@ BUDGETS = {
     ("agent:one", "tokens_per_day"): 6000,
     ("key:CHAOS_BETA_KEY", "usd_per_month"): 1_000_000,
 }
-AT_ONCE = {"alpha": 12, "beta/m2": 8, "agent:flood": 4}
+AT_ONCE = {"alpha": 20, "beta/m2": 14, "agent:flood": 6}
 BUDGETED_AGENTS = ("spender", "one")
 
 _PLAIN = {
     "POLL_INTERVAL": "1",
     "HEARTBEAT_INTERVAL": "0.3",
     "WORKER_LEASE": str(LEASE),
-    "CONCURRENCY": "15",
+    "CONCURRENCY": "20",
     "PROVIDER_TIMEOUT": "2",
     "RETRY_BASE_DELAY": "0.05",
     "MAX_ATTEMPTS": "9",

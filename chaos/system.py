@@ -23,7 +23,7 @@ from chaos.server import PostgresServer, free_port
 FLOW = ("--flow", "chaos.flows:brief")
 WORKERS = (FLOW, FLOW, ("--only", "nexus"), ("--only", "poller"))  # what each `pgnexus up` runs
 CALLERS = 3
-RATE = 6.0  # things that a caller asks a second
+RATE = 5.0  # things that a caller asks a second
 PROXIES = 2
 _STARTS = 8  # times a process is started until it comes up: the database may be away
 

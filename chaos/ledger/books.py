@@ -89,7 +89,9 @@ def sums(seen: Evidence) -> list[str]:
     """A result tells the sum of its request's calls; one that was given again and asked nobody costs nothing."""
     wrong = []
     for total in seen.sums:
-        row = seen.results[total.request_id]
+        row = seen.results.get(total.request_id)
+        if row is None:
+            continue  # stored between two looks, in a round that did not settle
         told = (row.cost, row.prompt_tokens, row.completion_tokens, row.attempts)
         cost = 0 if (row.cached or row.shared) and total.cost is None else total.cost
         books = (cost, total.prompt_tokens, total.completion_tokens, total.calls)

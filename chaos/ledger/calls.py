@@ -15,6 +15,7 @@ from chaos.settings import AT_ONCE
 _MOMENT = 0.3  # seconds in which the provider hears that a caller has gone
 _FAULTS = ("rate_limited", "failing", "overloaded", "truncated", "broken", "rubbish", "huge", "unauthorized")
 # What the books say of a call that came to nothing by the worker's own clock: it waits for two seconds.
+_TIMEOUT = 1.8
 _HEARD_AS_FAULTS = ("provider_timeout", "provider_unavailable", "bad_answer")
 
 
@@ -62,8 +63,8 @@ def _reason(before: ProviderCall, call: ProviderCall, booked: str | None, record
         return "worker killed"
     if before.ended is None or record.provider_killed(begin, before.over):
         return "provider killed"
-    if booked in _HEARD_AS_FAULTS:
-        return f"retry or fallback after {booked}"
+    if booked in _HEARD_AS_FAULTS or (before.left and before.over - before.began > _TIMEOUT):
+        return f"retry or fallback after {booked or 'provider_timeout'}"
     if record.frozen(worker, begin, end):
         return "worker frozen"
     if record.away(worker, begin, end):

@@ -108,6 +108,18 @@ async def test_one_call_of_unknown_price_makes_the_sum_unknown_if_it_used_tokens
         assert (await stored(db, request_id)).cost == cost
 
 
+async def test_an_answer_that_another_request_got_is_free_whatever_was_asked_in_vain_before_it(db):
+    one = await worker(db)
+    request_id = await request(db)
+    refused = call(cost=None, outcome="provider_unavailable", prompt_tokens=0, completion_tokens=0)
+    await settle(db, one, item(await take(db, one), "retry", refused))
+    shared = item(await take(db, one), "success")
+    shared["result"] |= {"shared": True, "cost": "0"}
+    await settle(db, one, shared)
+    row = await stored(db, request_id)
+    assert (row.cost, row.attempts, row.output["shared"]) == (0, 1, True)
+
+
 async def test_a_result_of_one_call_is_as_the_worker_told_it(db):
     one = await worker(db)
     request_id = await request(db)

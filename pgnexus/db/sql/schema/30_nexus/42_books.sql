@@ -108,7 +108,10 @@ language sql stable set search_path = pg_catalog, nexus, pg_temp as $$
   select case when s.calls <= coalesce((p_message ->> 'attempts')::int, 0) and p_message ? 'usage' then p_message
               when s.calls = 0 then p_message
               else p_message - '{cost,estimated}'::text[] || jsonb_strip_nulls(jsonb_build_object(
-                'attempts', s.calls, 'cost', s.cost::text, 'estimated', case when s.estimated then true end,
+                'attempts', s.calls,
+                -- an answer that another request got is free, whatever was asked in vain before it
+                'cost', coalesce(s.cost::text, case when s.prompt_tokens + s.completion_tokens = 0 then p_message ->> 'cost' end),
+                'estimated', case when s.estimated then true end,
                 'usage', jsonb_build_object(
                   'prompt_tokens', s.prompt_tokens, 'completion_tokens', s.completion_tokens,
                   'total_tokens', s.prompt_tokens + s.completion_tokens, 'cached_tokens', s.cached_tokens,
