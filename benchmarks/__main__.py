@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import os
 import resource
+import signal
 import sys
 import time
 from dataclasses import asdict, replace
@@ -26,10 +27,12 @@ from benchmarks.plan import QUICK, Plan
 from benchmarks.report.machine import machine
 from benchmarks.report.markdown import markdown
 from benchmarks.report.plots import plots
+from benchmarks.report.ratios import ratios
 from benchmarks.report.store import Store
-from benchmarks.report.tables import show_tables
+from benchmarks.report.tables import show_rows
 from benchmarks.run import MEASUREMENTS, Run
 from benchmarks.stage.database import measured_database
+from benchmarks.stage.provider_server import Vendors
 
 _AMOUNTS = (
     "runs",
@@ -55,7 +58,9 @@ async def measure(given: argparse.Namespace, plan: Plan, store: Store, console: 
             server = {**await database.settings(), "one_commit_ms": await database.commit_ms(probe)}
         store.about = {"machine": machine(), "server": server, "plan": asdict(plan), "began": began}
         try:
-            await Run(Scene(database, plan, peers, store.results, store.samples), store, wanted, console).go()
+            async with Vendors() as vendors:
+                scene = Scene(database, plan, vendors, peers, store.results, store.samples)
+                await Run(scene, store, wanted, console).go()
         finally:
             store.about["load"] = f"{load:.1f} before, {os.getloadavg()[0]:.1f} at the end"
             store.about["ended"] = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -85,12 +90,13 @@ def main(arguments: list[str] | None = None) -> None:
     store = Store.read(path) if given.resume or given.only else Store(path)
     console = Console(stderr=False)
     _allow_many_connections()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and children are stopped
     asyncio.run(measure(given, plan, store, console))
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = plots(store, path.parent)
     page = path.with_suffix(".md")
     page.write_text(markdown(store, pictures))
-    show_tables(store.results, console)
+    show_rows(store.results, ratios(store.results, store.floors), console)
     console.print(f"written: {page}, {path}, {len(pictures)} plots; {len(store.faults)} without a figure")
     if store.faults:
         sys.exit(1)

@@ -68,6 +68,10 @@ class SystemDriver:
     async def stored(self) -> int:
         return await self._count("system_count")
 
+    async def done(self) -> int:
+        """How many answers are committed, by the nexus side at least."""
+        return await self._count("system_done")
+
     async def waiting(self) -> int:
         """How many are stored and on the lane."""
         return await self._count("system_waiting")

@@ -22,7 +22,7 @@ from benchmarks.queries import load
 from benchmarks.report.figures import Figures
 from benchmarks.stage.environment import environment
 from benchmarks.stage.prompts import prompt
-from benchmarks.stage.provider_server import ProviderServer, provider_server
+from benchmarks.stage.provider_server import ProviderServer
 from benchmarks.stage.spending import Spending
 
 _AT_ONCE = 5000  # requests that one statement fills in
@@ -100,8 +100,8 @@ async def _measure(scene: Scene, backlog: Backlog) -> Figures:
 async def _filled(
     scene: Scene, backlog: Backlog
 ) -> AsyncIterator[tuple[str, ProviderServer, Connection, float]]:
+    provider = await scene.vendors.get()
     async with (
-        provider_server() as provider,
         scene.database.fresh() as url,
         await psycopg.AsyncConnection.connect(url, autocommit=True) as connection,
     ):
@@ -117,7 +117,7 @@ async def _window(
 ) -> dict[str, float]:
     async with entrant.driver() as driver:
         enqueueing = await _enqueued(scene, driver, url, window)
-        calls, stored, ended = await provider.calls(), await driver.stored(), driver.ended
+        calls, stored, ended = await provider.calls(), await driver.done(), driver.ended
         assert ended is not None
         async with entrant.workers("both", 1) as worker:
             first = await ended.reached(_SKIPPED, TIMEOUT)
@@ -126,8 +126,8 @@ async def _window(
             last = await ended.reached(window, TIMEOUT)
             spent = await spending.figures(before, max(1, ended.count - counted))
             memory = worker.memory()[1]
-        # the worker has stopped in good order: what it began is stored
-        done = await driver.stored() - stored
+        # the worker has stopped in good order: what it began is committed
+        done = await driver.done() - stored
         if (made := await provider.calls() - calls) != done:
             raise RuntimeError(f"{made} calls were made for {done} answers that are stored")
         numbers = {name: value for name, value in spent.items() if value is not None and "caller" not in name}

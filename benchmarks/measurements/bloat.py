@@ -22,7 +22,6 @@ from benchmarks.measurements.calls import TIMEOUT, check
 from benchmarks.measurements.measurement import Measurement, Samples, Scene, Turn
 from benchmarks.queries import load
 from benchmarks.report.figures import Figures
-from benchmarks.stage.provider_server import provider_server
 
 _DEPTH = 2000  # requests that wait or run at any moment
 _BATCH = 500
@@ -45,14 +44,14 @@ class Day:
 
     async def run(self) -> Figures:
         database, seconds = self._scene.database, self._scene.plan.bloat_seconds
+        provider = await self._scene.vendors.get()
         async with (
-            provider_server() as provider,
             database.fresh() as url,
             _connect(url) as watching,
             _connect(url) as holding,
             database.eager_autovacuum(),
         ):
-            entrant = self._kind(url, provider)
+            answered, entrant = await provider.calls(), self._kind(url, provider)
             await entrant.prepare()
             async with entrant.bulk() as (_, driver):
                 sending = asyncio.create_task(self._send(driver))
@@ -62,7 +61,7 @@ class Day:
                     self._over = True
                     await sending
                 await driver.ended.reached(self._sent, TIMEOUT)  # type: ignore[union-attr]
-                await check(driver, self._sent, await provider.calls(), self._sent)
+                await check(driver, self._sent, await provider.calls() - answered, self._sent)
         return self._figures()
 
     async def _send(self, driver: Any) -> None:

@@ -11,7 +11,7 @@ from benchmarks.measurements.calls import bulk, bulk_of, calls_alone
 from benchmarks.measurements.measurement import Measurement, Scene, Turn
 from benchmarks.report.figures import Figures
 from benchmarks.stage.environment import environment
-from benchmarks.stage.provider_server import MODEL, provider_server
+from benchmarks.stage.provider_server import MODEL
 
 _CALLS_AT_ONCE = 100
 _FLOOR = ("bulk", Floor.name)
@@ -30,13 +30,13 @@ def _turns(scene: Scene) -> Sequence[Turn]:
     requests = scene.plan.requests
 
     async def calls() -> Figures:
-        async with provider_server() as provider:
-            return await calls_alone(provider, requests, _CALLS_AT_ONCE)
+        provider = await scene.vendors.get()
+        return await calls_alone(provider, requests, _CALLS_AT_ONCE)
 
     def turn(name: str, contestant: Contestant, amount: int, *, one_by_one: bool = False) -> Turn:
         async def run() -> Figures:
-            async with provider_server() as provider:
-                return await bulk(scene.database, contestant, provider, amount, one_by_one=one_by_one)
+            provider = await scene.vendors.get()
+            return await bulk(scene.database, contestant, provider, amount, one_by_one=one_by_one)
 
         floor = ("bulk", f"{Floor.name}, one by one") if one_by_one else _FLOOR
         return Turn(f"{name}, one by one" if one_by_one else name, run, None if floor[1] == name else floor)
@@ -48,14 +48,14 @@ def _turns(scene: Scene) -> Sequence[Turn]:
         *(turn(name, peer, scene.plan.peer_requests) for name, peer in scene.peers.items()),
         turn(Floor.name, Floor, requests, one_by_one=True),
         turn(System.name, System, requests, one_by_one=True),
-        *(turn(name, peer, scene.plan.peer_requests, one_by_one=True) for name, peer in scene.peers.items()),
     ]
 
 
 def _workers(scene: Scene) -> Sequence[Turn]:
     def turn(kind: type[Floor] | type[System], count: int) -> Turn:
         async def run() -> Figures:
-            async with provider_server() as provider, scene.database.fresh() as url:
+            provider = await scene.vendors.get()
+            async with scene.database.fresh() as url:
                 entrant = kind(url, provider)
                 await entrant.prepare()
                 return await bulk_of(scene.database, url, entrant.bulk(count), provider, scene.plan.requests)
@@ -70,8 +70,8 @@ def _limits(scene: Scene) -> Sequence[Turn]:
     def turn(name: str, values: Mapping[str, str]) -> Turn:
         async def run() -> Figures:
             with environment(values):
-                async with provider_server() as provider:
-                    return await bulk(scene.database, System, provider, scene.plan.requests)
+                provider = await scene.vendors.get()
+                return await bulk(scene.database, System, provider, scene.plan.requests)
 
         return Turn(f"{System.name}, {name}", run, ("limits", f"{System.name}, without") if values else None)
 

@@ -16,7 +16,6 @@ from benchmarks.measurements.measurement import Measurement, Scene, Turn
 from benchmarks.queries import load
 from benchmarks.report.figures import Figures
 from benchmarks.stage.prompts import prompt
-from benchmarks.stage.provider_server import provider_server
 from benchmarks.stage.quantiles import quantiles
 from benchmarks.stage.spending import Spending
 from benchmarks.stage.writers import share_out
@@ -113,7 +112,8 @@ async def _join(scene: Scene, do: Joined, *, accepts: bool = True) -> Figures:
 
 @asynccontextmanager
 async def _ready(scene: Scene, kind: type[Floor] | type[System]) -> AsyncIterator[tuple[Any, str]]:
-    async with provider_server() as provider, scene.database.fresh() as url:
+    provider = await scene.vendors.get()
+    async with scene.database.fresh() as url:
         entrant = kind(url, provider)
         await entrant.prepare()
         async with entrant.driver() as driver:

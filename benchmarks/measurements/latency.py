@@ -18,7 +18,6 @@ from benchmarks.contestants.system import System
 from benchmarks.measurements.calls import WARM_UP, alone, bulk, check
 from benchmarks.measurements.measurement import Measurement, Scene, Turn
 from benchmarks.report.figures import Figures
-from benchmarks.stage.provider_server import provider_server
 from benchmarks.stage.quantiles import quantiles
 from benchmarks.stage.spending import Spending
 from benchmarks.stage.writers import share_out
@@ -29,8 +28,8 @@ def _alone(scene: Scene) -> Sequence[Turn]:
         where = "one process" if together else "two processes"
 
         async def run() -> Figures:
-            async with provider_server() as provider:
-                return await alone(scene.database, contestant, provider, calls, together=together)
+            provider = await scene.vendors.get()
+            return await alone(scene.database, contestant, provider, calls, together=together)
 
         floor = None if name == Floor.name else ("alone", f"{Floor.name}, {where}")
         return Turn(f"{name}, {where}", run, floor)
@@ -59,15 +58,16 @@ async def _half_rate(scene: Scene) -> float:
     rounds = scene.results.get("bulk", {}).get(System.name, [])
     rates = [rate for figures in rounds if (rate := figures["requests_per_second"]) is not None]
     if not rates:
-        async with provider_server() as provider:
-            found = await bulk(scene.database, System, provider, scene.plan.requests)
+        provider = await scene.vendors.get()
+        found = await bulk(scene.database, System, provider, scene.plan.requests)
         assert found["requests_per_second"] is not None
         rates = [found["requests_per_second"]]
     return statistics.median(rates) / 2
 
 
 async def _at_half(scene: Scene, kind: type[Floor] | type[System], rate: float) -> Figures:
-    async with provider_server() as provider, scene.database.fresh() as url:
+    provider = await scene.vendors.get()
+    async with scene.database.fresh() as url:
         entrant = kind(url, provider)
         await entrant.prepare()
         async with entrant.alone(together=False) as driver:

@@ -10,6 +10,7 @@ from benchmarks.contestants.contestant import Contestant
 from benchmarks.plan import Plan
 from benchmarks.report.figures import Figures, Results
 from benchmarks.stage.database import MeasuredDatabase
+from benchmarks.stage.provider_server import Vendors
 
 Samples = list[dict[str, Any]]
 
@@ -20,6 +21,7 @@ class Scene:
 
     database: MeasuredDatabase
     plan: Plan
+    vendors: Vendors
     peers: Mapping[str, Contestant]
     results: Results
     samples: dict[str, Samples] = field(default_factory=dict)  # of what is watched over time, by its name

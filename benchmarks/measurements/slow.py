@@ -11,7 +11,6 @@ from benchmarks.contestants.system import System
 from benchmarks.measurements.calls import bulk, calls_alone
 from benchmarks.measurements.measurement import Measurement, Scene, Turn
 from benchmarks.report.figures import Figures
-from benchmarks.stage.provider_server import provider_server
 
 
 def _slow(scene: Scene, name: str, requests: int, peers: bool) -> Sequence[Turn]:
@@ -19,13 +18,13 @@ def _slow(scene: Scene, name: str, requests: int, peers: bool) -> Sequence[Turn]
     at_once = max(requests, 1000)
 
     async def calls() -> Figures:
-        async with provider_server(delay) as provider:
-            return await calls_alone(provider, requests, requests)
+        provider = await scene.vendors.get(delay)
+        return await calls_alone(provider, requests, requests)
 
     def turn(contestant: str, make: Contestant) -> Turn:
         async def run() -> Figures:
-            async with provider_server(delay) as provider:
-                return await bulk(scene.database, make, provider, requests)
+            provider = await scene.vendors.get(delay)
+            return await bulk(scene.database, make, provider, requests)
 
         return Turn(contestant, run, None if contestant == Floor.name else (name, Floor.name))
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report.figures import Results, summary
+from benchmarks.report.figures import Results, Spread, summary
+
+_BRIEF = {
+    "requests_per_second": "requests/s",
+    "ratio": "to floor",
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+    "worker_cpu_us_per_request": "worker us",
+    "postgres_cpu_us_per_request": "server us",
+    "wal_bytes_per_request": "WAL B",
+}
 
 
 def show_tables(results: Results, console: Console) -> None:
@@ -19,6 +29,19 @@ def show_tables(results: Results, console: Console) -> None:
             cells = [cell(figures.get(key)) for figures in contestants.values()]
             table.add_row(key.replace("_", " "), *cells)
         console.print(table)
+
+
+def show_rows(results: Results, shares: dict[str, dict[str, Spread]], console: Console) -> None:
+    """Print one row a contestant, with the figures that most of them have; all others are in the file."""
+    table = Table(caption="median (least to most); us are of CPU, B of WAL, each a request's")
+    for name in ("", "", *_BRIEF.values()):
+        table.add_column(name, justify="right" if name else "left")
+    for measurement, contestants in summary(results).items():
+        for contestant, found in contestants.items():
+            ratio = shares.get(measurement, {}).get(contestant)
+            whole = {**found, **({} if ratio is None else {"ratio": ratio})}
+            table.add_row(measurement, contestant, *(cell(whole.get(key)) for key in _BRIEF))
+    console.print(table)
 
 
 def cell(figure: dict[str, float] | None) -> str:

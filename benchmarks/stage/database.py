@@ -23,6 +23,7 @@ from benchmarks.queries import load
 from pgnexus.db import schema
 from pgnexus.db.embedded import EmbeddedServer
 
+DROP = sql.SQL("DROP DATABASE {} WITH (FORCE)")
 _PATIENCE = 30.0
 
 
@@ -42,18 +43,28 @@ class MeasuredDatabase:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self.template: str | None = None  # the database that the others are copied from
 
     @asynccontextmanager
     async def fresh(self) -> AsyncIterator[str]:
         """The URL of a new database with the schema in it, so that no run finds another's dead rows."""
-        name = f"pgnexus_benchmark_{uuid.uuid4().hex[:12]}"
-        await self._run(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        if self.template is None:
+            self.template = await self._create("template0")
+            await schema.migrate(self._url_of(self.template))
+        name = await self._create(self.template)
         try:
-            url = make_conninfo("", **{**conninfo_to_dict(self._url), "dbname": name})
-            await schema.migrate(url)
-            yield url
+            yield self._url_of(name)
         finally:
-            await self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            await self._run(DROP.format(sql.Identifier(name)))
+
+    async def _create(self, template: str) -> str:
+        name = f"pgnexus_benchmark_{uuid.uuid4().hex[:12]}"
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        await self._run(statement.format(sql.Identifier(name), sql.Identifier(template)))
+        return name
+
+    def _url_of(self, name: str) -> str:
+        return make_conninfo("", **{**conninfo_to_dict(self._url), "dbname": name})
 
     async def counters(self) -> Counters:
         [row] = await self._run(load("counters"))
@@ -111,7 +122,13 @@ class MeasuredDatabase:
 def measured_database(url: str | None, programs: Path | None = None) -> Iterator[MeasuredDatabase]:
     """The server of ``url``, or one of our own in a temporary directory, with its default settings; of ``programs``."""
     if url is not None:
-        yield MeasuredDatabase(url)
+        database = MeasuredDatabase(url)
+        try:
+            yield database
+        finally:
+            if database.template is not None:
+                with psycopg.connect(url, autocommit=True) as connection:
+                    connection.execute(DROP.format(sql.Identifier(database.template)))
         return
     path = Path(tempfile.mkdtemp(prefix="pgnexus-benchmark-"))
     path.chmod(0o755)  # as root, the server runs as another user

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -65,6 +65,26 @@ async def provider_server(delay: float = 0.0, model: str = MODEL) -> AsyncIterat
     """The server in a process of its own; ``delay`` is seconds a call takes at least, ``model`` who it says it is."""
     async with child("benchmarks.stage.provider_server", "--delay", delay, "--model", model) as process:
         yield ProviderServer(int(process.greeting), process.pid)
+
+
+class Vendors:
+    """Servers that stay for a whole run, one for each delay; what they count is read before and after."""
+
+    def __init__(self) -> None:
+        self._servers: dict[float, ProviderServer] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Vendors:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def get(self, delay: float = 0.0) -> ProviderServer:
+        """The server of that delay, started when it is asked for first."""
+        if delay not in self._servers:
+            self._servers[delay] = await self._stack.enter_async_context(provider_server(delay))
+        return self._servers[delay]
 
 
 async def _serve(delay: float, model: str) -> None:
