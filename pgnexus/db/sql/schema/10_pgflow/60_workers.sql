@@ -37,11 +37,15 @@ language sql set search_path = pg_catalog, pgflow, pg_temp as $$
     for update skip locked)
 $$;
 
+-- Each task that ended is a dead entry in the index of started ones until the next vacuum. A plain scan of the index marks
+-- what it found dead, so that the next one passes it over; a bitmap scan, which the planner likes better, would walk past
+-- all of them each time. So neither of the two functions below may use one.
+
 -- Give back the tasks of dead workers. An attempt was spent. A task that has none left, or that lost its fifth worker,
 -- fails as its step's when_exhausted says: it may be what kills them.
 create or replace function pgflow.recover_tasks()
 returns table (flow_slug text, run_id uuid, step_slug text, task_index int, exhausted boolean)
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_back pgflow.task_key[];
@@ -139,7 +143,7 @@ $$;
 -- By time alone, for workers that keep no lease here: tasks that run for longer than their timeout and 30 seconds go
 -- back, three times at most; then their message is archived and they fail. Returns how many went back.
 create or replace function pgflow.requeue_stalled_tasks() returns int
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_back pgflow.task_key[];
   v_lost pgflow.task_key[];
