@@ -130,6 +130,7 @@ def audit(
         rows = {row.request_id: row for row in _rows(connection, "results")}
         stuck = [f"{row.what}: {row.n}" for row in _rows(connection, "left")]
         unbooked = _rows(connection, "unbooked")
+        failed = {row.request_id: int(row.n) for row in _rows(connection, "failed_calls")}
     calls = read_account(account)
     faults = [*book.faults, *(f"{row.request_id} has an answer that is not in the books" for row in unbooked)]
     faults += [f"{one} was asked by nobody" for one in rows.keys() - book.asked]
@@ -144,7 +145,7 @@ def audit(
         doubled=_told_otherwise(book, rows),
         stuck=stuck + [f"{one} is {row.status}" for one, row in rows.items() if not row.ended],
         faults=faults,
-        again=_again(calls, deaths, outages),
+        again=_again(calls, failed, deaths, outages),
         calls=sum(map(len, calls.values())),
     )
 
@@ -164,20 +165,25 @@ def _told_otherwise(book: Book, rows: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def _again(calls: dict[str, list[Call]], deaths: dict[str, float], outages: Sequence[Window]) -> Counter[str]:
+def _again(
+    calls: dict[str, list[Call]], failed: dict[str, int], deaths: dict[str, float], outages: Sequence[Window]
+) -> Counter[str]:
     """Why requests were called for more than once, by what came before each further call."""
     why: Counter[str] = Counter()
-    for of_one in calls.values():
+    for mark, of_one in calls.items():
+        too_late = failed.get(mark, 0) - sum(not call.whole for call in of_one)
         for before, call in pairwise(of_one):
             died = deaths.get(before.worker)
             if not before.whole:
-                why[
-                    "the worker or the wire was gone" if died and died < call.began else "the answer was none"
-                ] += 1
+                gone = died is not None and died < call.began
+                why["the worker or the wire was gone" if gone else "the answer was none"] += 1
             elif died is not None and died < call.began:
                 why["its worker was killed before it stored the answer"] += 1
             elif any(start < call.began and before.began < end for start, end in outages):
                 why["its worker lost the database for longer than its lease"] += 1
+            elif too_late > 0:
+                too_late -= 1
+                why["the answer came too late"] += 1
             else:
                 why["unexplained"] += 1
     return why

@@ -18,7 +18,7 @@ VENDOR = "openai"
 _UP = {
     "PGNEXUS_DEFAULT_PROVIDER": VENDOR,
     "PGNEXUS_PROVIDERS__OPENAI__NEEDS_KEY": "false",
-    "PGNEXUS_PROVIDER_TIMEOUT": "5",
+    "PGNEXUS_PROVIDER_TIMEOUT": "10",
     "PGNEXUS_RETRY_BASE_DELAY": "0.2",
     "PGNEXUS_BREAKER_FAILURES": "1000",
 }
@@ -48,7 +48,7 @@ class Crew:
 
     def heal(self) -> None:
         """From now on the provider answers everything."""
-        with urlopen(f"http://127.0.0.1:{self._port}/heal", data=b"", timeout=30):
+        with urlopen(f"http://127.0.0.1:{self._port}/heal", data=b"", timeout=120):
             pass
 
     async def start_worker(self, python: Path | None = None) -> Process:

@@ -85,7 +85,7 @@ class Pair:
         postmaster = self.primary.pid
         assert postmaster is not None
         os.kill(postmaster, signal.SIGSTOP)  # so that it starts no more children
-        for pid in (postmaster, *_children(postmaster)):
+        for pid in (*_children(postmaster), postmaster):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

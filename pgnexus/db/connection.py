@@ -92,10 +92,12 @@ async def connect(url: str, *, timeout: float, application_name: str = "pgnexus"
     """
     given = read_url(url)
     parameters = {**_TCP, "application_name": application_name, **given, "client_encoding": "UTF8"}
-    parameters["connect_timeout"] = max(2, math.ceil(timeout))
+    for_each = parameters["connect_timeout"] = max(
+        2, math.ceil(timeout)
+    )  # libpq takes no less, and whole seconds
     hosts = str(given.get("host") or "").count(",") + 1
     try:
-        async with asyncio.timeout(timeout * hosts):
+        async with asyncio.timeout(timeout if hosts == 1 else for_each * hosts):
             connection = await AsyncConnection.connect(
                 make_conninfo("", **parameters),
                 autocommit=True,
