@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import resource
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from benchmarks.stage.database import MeasuredDatabase, measured_database
 from benchmarks.stage.provider_server import provider_server
 
 _SLOW = 0.2  # seconds
+_AMOUNTS = {"runs": 3, "requests": 5000, "calls": 200, "slow_requests": 1000}
+_QUICK = {"runs": 1, "requests": 1000, "calls": 50}
 
 
 async def ready(peers: list[Peer], console: Console) -> list[Peer]:
@@ -76,16 +79,19 @@ async def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=[peer.name for peer in PEERS])
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=5000)
-    parser.add_argument("--calls", type=int, default=200, help="sequential calls for the latency")
-    parser.add_argument("--slow-requests", type=int, default=1000)
+    for name, amount in _AMOUNTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"instead of {amount:,}")
     parser.add_argument("--quick", action="store_true", help="one short run of everything")
     parser.add_argument("--database-url", help="a server to use; its user may create databases")
     parser.add_argument("--json", type=Path, help="write everything there")
     given = parser.parse_args()
-    if given.quick:
-        given.runs, given.requests, given.calls = 1, 1000, 50
+    for name, amount in (_AMOUNTS | _QUICK if given.quick else _AMOUNTS).items():
+        if getattr(given, name) is None:
+            setattr(given, name, amount)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # a thousand calls at once are as many open files
     console = Console()
     with measured_database(given.database_url) as database:
         results = asyncio.run(_run(database, given, console))
