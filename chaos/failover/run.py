@@ -48,7 +48,6 @@ class FailoverRun:
                     await asyncio.to_thread(self._pair.rebuild)
                 await self._fail_over()
             await asyncio.sleep(self._die.uniform(2, 4))
-            await asyncio.to_thread(self._crew.heal)
             for caller in list(self._crew.callers):  # they leave when all that they asked has ended
                 await self._crew.leave(caller, _PATIENCE)
             await asyncio.to_thread(wait_until_ended, self._pair.primary.url("app"), _PATIENCE)

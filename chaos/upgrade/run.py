@@ -48,7 +48,6 @@ class UpgradeRun:
             await asyncio.sleep(self._die.uniform(2, 4))
             await self._join(None)
             await asyncio.sleep(self._die.uniform(5, 8))
-            await asyncio.to_thread(crew.heal)  # or who leaves waits for long
             await self._part()
             await asyncio.sleep(self._die.uniform(2, 4))
             for caller in list(crew.callers):
