@@ -34,6 +34,7 @@ from benchmarks.run import MEASUREMENTS, Run
 from benchmarks.stage.database import measured_database
 from benchmarks.stage.provider_server import Vendors
 
+_WIDTH = 150  # of tables that go into a file
 _AMOUNTS = (
     "runs",
     "long_runs",
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     plan = replace(QUICK if given.quick else Plan(), peers=not given.no_peers, **amounts)
     path = given.json or given.out / "bench.json"
     store = Store.read(path) if given.resume or given.only else Store(path)
-    console = Console(stderr=False)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     _allow_many_connections()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and children are stopped
     asyncio.run(measure(given, plan, store, console))

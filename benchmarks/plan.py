@@ -35,6 +35,6 @@ class Plan:
 
 QUICK = Plan(
     runs=1, requests=2000, peer_requests=300, workers=(2,), calls=100, peer_calls=50, half_load_seconds=2.0,
-    most_slow_requests=2000, enqueued=2000, enqueued_alone=200, backlog=20_000, beside=5000, window=1000, windows=1,
+    most_slow_requests=2000, enqueued=2000, enqueued_alone=200, backlog=20_000, beside=5000, window=2000, windows=1,
     bloat_seconds=5.0, streams=5,
 )  # fmt: skip

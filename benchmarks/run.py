@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 
-import psycopg
 from rich.console import Console
 
 from benchmarks.measurements.backlog import BACKLOG
@@ -19,11 +18,9 @@ from benchmarks.measurements.measurement import Measurement, Scene, Turn
 from benchmarks.measurements.slow import SLOW, SLOWEST
 from benchmarks.measurements.streams import STREAMS
 from benchmarks.report.store import Store
-from pgnexus.errors import PgnexusError
 
 MEASUREMENTS = (BULK, WORKERS, SLOW, SLOWEST, ALONE, HALF, ENQUEUE, LIMITS, STREAMS, BACKLOG, BLOAT)
 _TURN_LIMIT = 1200.0  # seconds; what takes longer is a fault
-_FAULTS = (RuntimeError, ValueError, OSError, TimeoutError, psycopg.Error, PgnexusError)
 _TELLING = ("requests_per_second", "p50_ms", "first_word_p50_ms")
 
 
@@ -66,11 +63,9 @@ class Run:
         try:
             async with asyncio.timeout(_TURN_LIMIT):
                 figures = await turn.run()
-        except _FAULTS as error:
+        except Exception as error:  # nobody is there to start the rest again
             text = f"{type(error).__name__}: {error}"
-            fault = {"measurement": name, "contestant": turn.contestant, "round": number, "error": text}
-            self._store.faults.append(fault)
-            self._store.put(name, turn.contestant, number, {})
+            self._store.fail(name, turn.contestant, number, text)
             return f"no figure: {text}"
         self._store.put(name, turn.contestant, number, {**figures, "load": load})
         return ", ".join(f"{figures[key]:,.1f} {key}" for key in _TELLING if figures.get(key) is not None)

@@ -6,6 +6,7 @@ backlog that windows eat up is filled again.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from benchmarks.stage.provider_server import ProviderServer
 from benchmarks.stage.spending import Spending
 
 _AT_ONCE = 5000  # requests that one statement fills in
+_FILLERS = 2  # connections
 _CLAIMED = 1000
 _SKIPPED = 500  # of a window's first answers: the worker's start is not what is measured
 _TEXT = 50_000  # characters that the prompts of a backlog are cut from
@@ -50,14 +52,21 @@ class Backlog:
         return self.take is None and "delay" not in self.extra
 
 
-async def _fill(connection: Connection, backlog: Backlog, count: int) -> None:
-    text = prompt(0, _TEXT)
-    for start in range(0, count, _AT_ONCE):
-        params = {"text": text, "extra": backlog.extra, "start": start, "count": min(_AT_ONCE, count - start)}
-        await connection.execute(load("backlog_fill"), params)
-    if backlog.take is not None:
-        await backlog.take(connection, count)
-    await connection.execute(load("backlog_analyze"))
+async def _fill(url: str, backlog: Backlog, count: int) -> None:
+    text, starts = prompt(0, _TEXT), iter(range(0, count, _AT_ONCE))
+
+    async def filler() -> None:
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+            for start in starts:
+                amount = min(_AT_ONCE, count - start)
+                params = {"text": text, "extra": backlog.extra, "start": start, "count": amount}
+                await connection.execute(load("backlog_fill"), params)
+
+    await asyncio.gather(*(filler() for _ in range(_FILLERS)))
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        if backlog.take is not None:
+            await backlog.take(connection, count)
+        await connection.execute(load("backlog_vacuum"))
 
 
 async def _claim(connection: Connection, count: int, *, park: bool) -> None:
@@ -77,12 +86,12 @@ async def _claim(connection: Connection, count: int, *, park: bool) -> None:
 async def _measure(scene: Scene, backlog: Backlog) -> Figures:
     window, windows = scene.plan.window, scene.plan.windows
     totals: dict[str, float] = {}
-    async with _filled(scene, backlog) as (url, provider, connection, fill_seconds):
+    async with _filled(scene, backlog) as (url, provider, fill_seconds):
         entrant = System(url, provider)
         eaten = 0
         for _ in range(windows):
-            if backlog.waits and eaten >= min(window, backlog.count):
-                await _fill(connection, backlog, eaten)
+            if eaten >= scene.plan.small_backlog // 2:
+                await _fill(url, backlog if backlog.waits else Backlog("", eaten), eaten)
                 eaten = 0
             with environment(backlog.settings):
                 found = await _window(scene, entrant, provider, url, window)
@@ -97,19 +106,16 @@ async def _measure(scene: Scene, backlog: Backlog) -> Figures:
 
 
 @asynccontextmanager
-async def _filled(
-    scene: Scene, backlog: Backlog
-) -> AsyncIterator[tuple[str, ProviderServer, Connection, float]]:
+async def _filled(scene: Scene, backlog: Backlog) -> AsyncIterator[tuple[str, ProviderServer, float]]:
     provider = await scene.vendors.get()
-    async with (
-        scene.database.fresh() as url,
-        await psycopg.AsyncConnection.connect(url, autocommit=True) as connection,
-    ):
+    async with scene.database.fresh() as url:
         start = time.perf_counter()
-        await _fill(connection, backlog, backlog.count)
+        await _fill(url, backlog, backlog.count)
         seconds = time.perf_counter() - start
+        if not backlog.waits:  # there is always something behind the window
+            await _fill(url, Backlog("", scene.plan.small_backlog), scene.plan.small_backlog)
         await scene.database.checkpoint()
-        yield url, provider, connection, seconds
+        yield url, provider, seconds
 
 
 async def _window(

@@ -38,8 +38,8 @@ def _turns(scene: Scene) -> Sequence[Turn]:
             provider = await scene.vendors.get()
             return await bulk(scene.database, contestant, provider, amount, one_by_one=one_by_one)
 
-        floor = ("bulk", f"{Floor.name}, one by one") if one_by_one else _FLOOR
-        return Turn(f"{name}, one by one" if one_by_one else name, run, None if floor[1] == name else floor)
+        label = f"{name}, one by one" if one_by_one else name
+        return Turn(label, run, None if label == Floor.name else _FLOOR)
 
     return [
         Turn("the HTTP calls alone", calls, _FLOOR),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,21 @@ def machine() -> dict[str, Any]:
         "memory_mb": memory,
         "system": platform.platform(),
         "python": platform.python_version(),
+        "commit": _commit(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "load_at_start": os.getloadavg()[0],
     }
+
+
+def _commit() -> str | None:
+    """What was checked out, with a + where files are changed; None outside of a checkout."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=Path(__file__).parent, capture_output=True,
+            text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _version(name: str) -> str:

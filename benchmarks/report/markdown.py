@@ -24,7 +24,7 @@ _COLUMNS = {
     "writes_per_request": "writes",
     "worker_mb_peak": "peak MB",
 }
-_LEFT_OUT = ("p90_ms", "p95_ms", "seconds", "worker_mb_before")
+_LEFT_OUT = ("p90_ms", "p95_ms", "worker_mb_before")
 
 
 def markdown(store: Store, plots: Sequence[Path]) -> str:
@@ -40,7 +40,7 @@ def _head(store: Store) -> Iterator[str]:
     yield "# Benchmarks\n"
     yield (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mb']:,} MB; {machine['system']};"
-        f" Python {machine['python']}; PostgreSQL {server['server_version']}; {packages}."
+        f" Python {machine['python']}; commit {machine['commit']}; PostgreSQL {server['server_version']}; {packages}."
     )
     yield f"\nServer: {settings}. Plan: {', '.join(f'{name} {value}' for name, value in plan.items())}."
     yield f"\nFrom {about['began']} to {about['ended']}; load {about['load']}.\n"

@@ -50,10 +50,19 @@ class Store:
         return len(rounds) >= number and bool(rounds[number - 1])
 
     def put(self, measurement: str, contestant: str, number: int, figures: Figures) -> None:
-        """Keep the figures of that round; none of a round that failed."""
+        """Keep the figures of that round; what failed in it before is made good."""
+        here = {"measurement": measurement, "contestant": contestant, "round": number}
+        self.faults = [fault for fault in self.faults if not here.items() <= fault.items()]
         rounds = self.results.setdefault(measurement, {}).setdefault(contestant, [])
         rounds.extend({} for _ in range(number - len(rounds)))
         rounds[number - 1] = figures
+        self.save()
+
+    def fail(self, measurement: str, contestant: str, number: int, error: str) -> None:
+        """Keep why that round has no figures."""
+        self.put(measurement, contestant, number, {})
+        where = {"measurement": measurement, "contestant": contestant, "round": number}
+        self.faults.append({**where, "error": error})
         self.save()
 
     def save(self) -> None:
