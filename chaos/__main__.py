@@ -7,6 +7,7 @@ import asyncio
 import platform
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +35,9 @@ def main() -> None:
 
 
 async def _run(given: argparse.Namespace) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # no process is left behind
     out = _directory(given.out)
     server = PostgresServer(out / "postgres")
     print(f"seed {given.seed}, files in {out}", flush=True)

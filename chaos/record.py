@@ -39,7 +39,8 @@ class Record:
     """All faults of one round."""
 
     struck: list[Struck] = field(default_factory=list)
-    given_up: set[str] = field(default_factory=set)  # workers that were late for a reason of their own
+    late: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # of workers, by their logs
+    last_signs: dict[str, float] = field(default_factory=dict)  # of life that workers gave
 
     @contextmanager
     def striking(self, fault: str, *targets: str) -> Iterator[Struck]:
@@ -57,24 +58,31 @@ class Record:
         return any(one.fault in CRASHES for one in self.struck)
 
     def orphaned(self, call: ProviderCall) -> bool:
-        """Whether others may have been given the call's slot, and its request, while it was under way."""
-        return call.worker in self.given_up or self._hit(
-            (*FREEZES, *NETWORK), call.worker, call.began, call.over
+        """Whether others may have been given the call's slot, and its request, before it was over."""
+        begin, end = call.began, call.over
+        return self.was_late(call.worker, begin, end) or self._hit(
+            (*FREEZES, *NETWORK), call.worker, begin, end
         )
 
+    def was_late(self, worker: str, begin: float, end: float) -> bool:
+        """Whether this worker's lease had run out at any time in between."""
+        return any(since <= end and begin <= until for since, until in self.late.get(worker, ()))
+
     def note_lost(self, call: ProviderCall, *, charged: bool) -> bool:
-        """Whether the note of a call may be lost: its worker was killed while it was under way, just after it began (if
-        no budget pays for it), or while the database was away.
+        """Whether the note of a call may be lost: its worker was killed just after it began (if no budget pays for it),
+        or before it could store it, for the database was away, or the wire to it.
         """
         kills = [
-            one
+            one.began
             for one in self.struck
-            if one.fault == "kill worker" and call.worker in one.targets and one.at(call.began, call.over)
+            if one.fault == "kill worker" and call.worker in one.targets and one.healed >= call.began
         ]
         if not kills:
             return False
-        fresh = any(one.began - call.began < 0.5 for one in kills)
-        return self.away(call.worker, call.began, call.over) or (fresh and not charged)
+        silent = self.last_signs.get(call.worker, call.began) < call.over + _MOMENT
+        soon = any(began <= call.over + _MOMENT for began in kills)
+        fresh = any(began - call.began < 0.5 for began in kills)
+        return silent or (soon and self.away(call.worker, call.began, call.over)) or (fresh and not charged)
 
     def killed(self, worker: str, begin: float, end: float) -> bool:
         return self._hit(("kill worker",), worker, begin, end)

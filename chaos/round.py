@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from chaos import logs
 from chaos.caller import Caller
 from chaos.draw import Drawn
 from chaos.faults import hands
@@ -28,7 +29,6 @@ SETTLES_WITHIN = 90.0  # seconds after the last heal until nothing is under way
 CALM = 2.0  # seconds of work after the last heal
 GONE_WITHIN = 15.0  # seconds more until all that was held is let go
 _PROBES = (("alpha", "m1"), ("alpha", "m3"), ("beta", "m2"))
-_COMPLAINTS = ("own code", "Traceback", "never retrieved", "never awaited")
 
 
 async def play(seed: int, seconds: float, path: Path, server: PostgresServer) -> Verdict:
@@ -80,7 +80,8 @@ async def _settled(system: System, db: Database) -> Verdict:
             await _until(lambda: _nothing_left(db, system))
     except TimeoutError:
         (system.path / "unended.txt").write_text("\n".join(await _unended(db)))
-    wrong += _complaints(system)
+    wrong += await _read_logs(system, db)
+    _keep(system)
     seen = await Evidence.read(db, system.ledgers, system.account, system.record)
     verdict = await judge(db, system.seed, seen)
     verdict.settled = settled
@@ -88,6 +89,15 @@ async def _settled(system: System, db: Database) -> Verdict:
     if settled is None:
         verdict.stuck.append(f"not settled {SETTLES_WITHIN:g} s after the last heal; see unended.txt")
     return verdict
+
+
+def _keep(system: System) -> None:
+    """Who was struck when, by the clock of the provider's account, for those who look into it."""
+    lines = [
+        f"{one.began:.2f} {one.healed:.2f} {one.fault} {' '.join(one.targets)}"
+        for one in system.record.struck
+    ]
+    (system.path / "faults.txt").write_text("\n".join(lines) + "\n")
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -141,16 +151,17 @@ async def _unended(db: Database) -> list[str]:
     return [f"{name} {row}" for name in names for row in await rows(db, name)]
 
 
-def _complaints(system: System) -> list[str]:
-    """What the logs must not say, and processes that ended by themselves; notes who was late for its own reasons."""
-    wrong = []
-    frozen = {name for one in system.record.struck if one.fault in ("freeze", "hang") for name in one.targets}
+async def _read_logs(system: System, db: Database) -> list[str]:
+    """Note which workers were late, and when they were last alive; what is wrong by the logs."""
+    offset = time.time() - time.monotonic()
+    signs = {row.worker_id: row.last_heartbeat_at.timestamp() - offset for row in await rows(db, "signs")}
     for name, process in system.everybody.items():
-        lines = process.lines
-        wrong += [f"{name}: {line}" for line in lines if any(words in line for words in _COMPLAINTS)]
-        if name not in frozen and any("given up" in line for line in lines):
-            system.record.given_up.add(name)
-    for name, member in system.members.items():
-        if member.role == "worker" and not member.process.alive:
-            wrong.append(f"{name} ended by itself; see {member.process.log}")
-    return wrong
+        system.record.late[name] = logs.late(process, system.path / f"{name}.clock", offset)
+        instance = logs.instance(process)
+        if instance in signs:
+            system.record.last_signs[name] = signs[instance]
+    gone = [one.process for one in system.members.values() if one.role == "worker" and not one.process.alive]
+    return [
+        *logs.complaints(system.everybody),
+        *(f"{one.name} ended by itself; see {one.log}" for one in gone),
+    ]

@@ -12,9 +12,8 @@ from chaos.settings import BUDGETED_AGENTS, BUDGETS
 from pgnexus.db.database import Database
 
 # Calls that are in the books though the provider may never have heard of them: given up, or their worker killed, before
-# their first byte was read; or the provider was away.
-_UNHEARD = {"unknown", "cancelled"}
-_AWAY = {"provider_unavailable", "provider_timeout"}
+# their first byte was read; or the provider was away, or too busy to answer the door.
+_UNHEARD = {"unknown", "cancelled", "provider_unavailable", "provider_timeout"}
 
 Key = tuple[str, str, str]  # mark, vendor, model
 
@@ -45,7 +44,7 @@ def _compared(
     may_be_lost = sum(seen.record.note_lost(call, charged=charged) for call in called)
     if missing > may_be_lost:
         wrong.append(f"{key}: {len(called)} calls, {len(booked)} in the books: {_words(booked, called)}")
-    if -missing > sum(_unheard(row, seen) for row in booked):
+    if -missing > sum(row.outcome in _UNHEARD for row in booked):
         wrong.append(f"{key}: {len(booked)} in the books, only {len(called)} calls: {_words(booked, called)}")
     # a provider that is killed may have written that it told what nobody heard
     cut = [seen.record.provider_killed(call.began, call.over) for call in called]
@@ -64,13 +63,6 @@ def _compared(
     if (told - heard).total() > guessed + may_be_lost + sum(cut):
         wrong.append(f"{key}: told {told - heard}, which nobody booked: {_words(booked, called)}")
     return wrong
-
-
-def _unheard(row: Any, seen: Evidence) -> bool:
-    if row.outcome in _UNHEARD:
-        return True
-    began = seen.moment(row.started_at)
-    return row.outcome in _AWAY and seen.record.provider_killed(began, began + row.duration_ms / 1000)
 
 
 def _words(booked: list[Any], called: list[ProviderCall]) -> str:

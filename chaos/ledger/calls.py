@@ -16,20 +16,25 @@ _MOMENT = 0.3  # seconds in which the provider hears that a caller has gone
 _FAULTS = ("rate_limited", "failing", "overloaded", "truncated", "broken", "rubbish", "huge", "unauthorized")
 # What the books say of a call that came to nothing by the worker's own clock: it waits for two seconds.
 _TIMEOUT = 1.8
-_HEARD_AS_FAULTS = ("provider_timeout", "provider_unavailable", "bad_answer")
+_HEARD_AS_FAULTS = {"provider_timeout", "provider_unavailable", "bad_answer"}
+
+Key = tuple[str, str, str]  # mark, vendor, model
 
 
 def again(seen: Evidence) -> tuple[Counter[str], list[str]]:
     """Why a question was asked again, by reason; and those that nothing explains."""
     shared = {one.mark for one in seen.asked if one.kind in SHARING}
-    booked = _booked(seen)
+    booked, outcomes = _booked(seen), _outcomes(seen)
     reasons: Counter[str] = Counter()
     wrong = []
     for mark, calls in seen.calls_of_marks().items():
         if mark in shared:
             continue  # asked again by others; of one flight and one cached answer there are checks of their own
         for before, call in pairwise(calls):
-            reason = _reason(before, call, booked.get(before.call), seen.record)
+            said = booked.get(before.call)
+            if said is None and before.left and outcomes[_key(before)] & _HEARD_AS_FAULTS:
+                said = "provider_timeout"
+            reason = _reason(before, call, said, seen.record)
             reasons[reason or "unexplained"] += 1
             if reason is None:
                 wrong.append(f"{mark}: {before}, booked as {booked.get(before.call)}, and then {call}")
@@ -38,20 +43,34 @@ def again(seen: Evidence) -> tuple[Counter[str], list[str]]:
 
 def _booked(seen: Evidence) -> dict[str, str]:
     """What the books say became of each of the provider's calls, where both have as many of one question and model."""
-    rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    rows: dict[Key, list[str]] = defaultdict(list)
     for row in sorted(seen.attempts, key=lambda row: (row.request_id, row.attempt, row.call)):
         stored = seen.results.get(row.request_id)
         if stored is not None:
             rows[stored.mark, row.provider, row.model].append(row.outcome)
-    calls: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    calls: dict[Key, list[str]] = defaultdict(list)
     for call in seen.calls:
-        calls[call.mark, call.vendor, call.model].append(call.call)
+        calls[_key(call)].append(call.call)
     return {
         name: outcome
         for key, names in calls.items()
         if len(names) == len(rows[key])
         for name, outcome in zip(names, rows[key], strict=True)
     }
+
+
+def _outcomes(seen: Evidence) -> dict[Key, set[str]]:
+    """What the books say became of any call of one question and model."""
+    found: dict[Key, set[str]] = defaultdict(set)
+    for row in seen.attempts:
+        stored = seen.results.get(row.request_id)
+        if stored is not None:
+            found[stored.mark, row.provider, row.model].add(row.outcome)
+    return found
+
+
+def _key(call: ProviderCall) -> Key:
+    return call.mark, call.vendor, call.model
 
 
 def _reason(before: ProviderCall, call: ProviderCall, booked: str | None, record: Record) -> str | None:
@@ -69,8 +88,8 @@ def _reason(before: ProviderCall, call: ProviderCall, booked: str | None, record
         return "worker frozen"
     if record.away(worker, begin, end):
         return "database away"
-    if worker in record.given_up:
-        return "worker was late by itself"
+    if record.was_late(worker, begin, end) or record.orphaned(call):
+        return "a lease had run out"
     return None
 
 
