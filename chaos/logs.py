@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -28,20 +28,20 @@ def complaints(processes: Mapping[str, Process]) -> list[str]:
     ]
 
 
-def instance(process: Process) -> str | None:
+def instance(lines: Sequence[str]) -> str | None:
     """The instance that a worker said it is."""
-    found = (_INSTANCE.match(line) for line in process.lines)
+    found = (_INSTANCE.match(line) for line in lines)
     return next((one.group(1) for one in found if one), None)
 
 
-def late(process: Process, clock: Path, offset: float) -> list[Span]:
+def late(lines: Sequence[str], clock: Path, offset: float) -> list[Span]:
     """When a worker was late for its lease, by its log: from the last sign that it can have given on.
 
     One whose wall clock jumped does not tell when: all the time, then. ``offset`` is from monotonic to wall time.
     """
     moments = [
         (words, when)
-        for line in process.lines
+        for line in lines
         for words in _LATE
         if words in line and (when := _moment(line)) is not None
     ]

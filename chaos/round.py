@@ -25,7 +25,7 @@ from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.settings import Settings
 
-SETTLES_WITHIN = 90.0  # seconds after the last heal until nothing is under way
+SETTLES_WITHIN = 150.0  # seconds after the last heal until nothing is under way
 CALM = 2.0  # seconds of work after the last heal
 GONE_WITHIN = 15.0  # seconds more until all that was held is let go
 _PROBES = (("alpha", "m1"), ("alpha", "m3"), ("beta", "m2"))
@@ -156,8 +156,9 @@ async def _read_logs(system: System, db: Database) -> list[str]:
     offset = time.time() - time.monotonic()
     signs = {row.worker_id: row.last_heartbeat_at.timestamp() - offset for row in await rows(db, "signs")}
     for name, process in system.everybody.items():
-        system.record.late[name] = logs.late(process, system.path / f"{name}.clock", offset)
-        instance = logs.instance(process)
+        lines = process.lines
+        system.record.late[name] = logs.late(lines, system.path / f"{name}.clock", offset)
+        instance = logs.instance(lines)
         if instance in signs:
             system.record.last_signs[name] = signs[instance]
     gone = [one.process for one in system.members.values() if one.role == "worker" and not one.process.alive]

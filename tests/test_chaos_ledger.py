@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from chaos import report
+from chaos import logs, report
 from chaos.account import ProviderCall, read_calls
 from chaos.draw import KINDS, drawn
 from chaos.faults import hands
@@ -24,6 +24,7 @@ from chaos.ledger.verdict import Verdict, recovery
 from chaos.ledger_file import Asked, LedgerFile, read_ledgers
 from chaos.provider import text_of
 from chaos.record import Record, Struck
+from chaos.settings import LEASE
 
 RESULT = {
     "status": "success", "error": None, "enqueued_at": None, "finished_at": datetime.fromtimestamp(1010, UTC),
@@ -229,6 +230,34 @@ def test_recovery_is_from_the_heal_to_the_next_result() -> None:
     seen = changed(well(), enqueued_at=datetime.fromtimestamp(1005, UTC))
     seen.record.struck += [Struck("freeze", 1.0, 4.0), Struck("hang", 1.0, 6.0)]
     assert recovery(seen) == {"freeze": [6.0]}
+
+
+def test_a_note_may_be_lost_with_a_worker_that_could_not_store_it() -> None:
+    seen = replace(well(), attempts=[])
+    seen.record.struck.append(Struck("kill worker", 9.0, 12.0, ("w1",)))
+    seen.record.last_signs["w1"] = 8.5
+    assert found(seen) == {"account"}
+    seen.record.last_signs["w1"] = 0.5
+    assert found(seen) == set()
+
+
+def test_logs_tell_who_was_late(tmp_path: Path) -> None:
+    clock = tmp_path / "w1.clock"
+    lines = [
+        "ready: nexus, pid 1",
+        "  instance  ef803423-9ec7-4890-acac-26d6b23abd3f",
+        "2026-11-22 20:43:10,500 WARNING instance ef80: its lease has run out: no answer",
+        "2026-11-22 20:43:20,500 WARNING instance ef80: had been given up; others have its work",
+        "2026-11-22 20:43:40,500 WARNING instance ef80: its lease has run out: no answer",
+    ]
+    ran_out = datetime(2026, 11, 22, 20, 43, 10, 500_000).timestamp()
+    assert logs.instance(lines) == "ef803423-9ec7-4890-acac-26d6b23abd3f"
+    [first, second] = logs.late(lines, clock, ran_out)
+    assert first == (-2 * LEASE, 11)
+    assert second == (30 - 2 * LEASE, float("inf"))
+    clock.write_text("+61.000\n")
+    assert logs.late(lines, clock, ran_out) == [(float("-inf"), float("inf"))]
+    assert logs.late(lines[:2], clock, ran_out) == []
 
 
 def test_files_are_read_up_to_where_a_kill_cut_them_off(tmp_path: Path) -> None:
