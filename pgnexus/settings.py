@@ -235,7 +235,7 @@ class Settings(BaseSettings):
             raise InvalidSettings(
                 f"PGNEXUS_{name.upper()}: its value is not JSON ({error.__cause__})"
             ) from error
-        except ValueError as error:  # a TOML file that is none
+        except (ValueError, RecursionError) as error:  # a TOML file that is none
             raise InvalidSettings(f"cannot read the settings: {error}") from error
 
     @classmethod

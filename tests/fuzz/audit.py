@@ -89,6 +89,11 @@ def _judge_requests(
     forged: set[str | None],
 ) -> None:
     seen: set[str] = {str(request_id) for request_id in ledger.accepted}
+    wanted: dict[
+        str | None, set[bool]
+    ] = {}  # by id: whether on a queue of its own; each place has one result
+    for one in [*ledger.requests.values(), *ledger.accepted.values()]:
+        wanted.setdefault(one.request_id, set()).add(one.reply_to == MINE)
     for (lane, msg_id), one in ledger.requests.items():
         where = f"{lane} {msg_id}: {one.text[:150]}"
         aside, name = msg_id in archived[lane], one.request_id
@@ -106,7 +111,7 @@ def _judge_requests(
             verdict.requests["answered, and archived" if aside else "answered"] += 1
             if answers == 0 or not (aside or name in runs):
                 verdict.lost.append(where)
-            elif answers > 1 and name not in forged:
+            elif mine[name] > 1 or (answers > len(wanted[name]) and name not in forged):
                 verdict.doubled.append(where)
 
 

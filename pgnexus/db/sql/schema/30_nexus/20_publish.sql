@@ -1,8 +1,21 @@
 -- Publishing: the last word on a request, in the transaction that ends its run.
 
--- Send results to the queues they are wanted on. A queue that does not exist (any more), that this side may not write
--- to, a request lane or a flow's own cannot take one: it goes to ai_results then, where it is stored all the same. What
--- counts is the role at work, also where a trigger publishes with its owner's rights.
+-- Where a result goes that is wanted on a queue. One that does not exist (any more), that this side may not write to, a
+-- request lane or a flow's own cannot take it: it goes to ai_results then, where it is stored all the same. What counts is
+-- the role at work, also where a trigger publishes with its owner's rights.
+create function nexus.result_queue(p_queue text) returns text
+language plpgsql stable set search_path = pg_catalog, nexus, pg_temp as $$
+begin
+  if p_queue <> 'ai_results' and nexus_api.takes_results(p_queue)
+    and has_table_privilege(pgflow.caller(), to_regclass(format('pgmq.%I', 'q_' || p_queue)), 'insert')
+  then
+    return p_queue;
+  end if;
+  return 'ai_results';
+end
+$$;
+
+-- Send results to the queues they are wanted on.
 create function nexus.publish(p_queues text[], p_results jsonb[], p_notify boolean) returns void
 language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
@@ -12,11 +25,8 @@ begin
   for v_queue, v_results in
     select i.queue, array_agg(i.result) from unnest(p_queues, p_results) as i (queue, result) group by 1
   loop
-    if v_queue <> 'ai_results' and not (
-      nexus_api.takes_results(v_queue)
-      and coalesce(has_table_privilege(pgflow.caller(), to_regclass(format('pgmq.%I', 'q_' || v_queue)), 'insert'), false))
-    then
-      v_queue := 'ai_results';
+    if v_queue <> 'ai_results' then
+      v_queue := nexus.result_queue(v_queue);
     end if;
     perform pgmq.send_batch(v_queue, v_results);
   end loop;

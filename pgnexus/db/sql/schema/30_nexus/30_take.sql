@@ -85,8 +85,8 @@ begin
     array_agg('ai_results'::text),
     array_agg(nexus.failure(m.message, 'failed', 'invalid_request', 'its request_id was used before, with another reply_to')), true)
   from unnest(p_messages) m join pgflow.runs r on r.run_id = nexus.try_uuid(m.message ->> 'request_id')
-  where coalesce(m.message ->> 'reply_to', 'ai_results') = 'ai_results'
-    and coalesce(r.input ->> 'reply_to', 'ai_results') <> 'ai_results'
+  where coalesce(r.input ->> 'reply_to', 'ai_results') <> coalesce(m.message ->> 'reply_to', 'ai_results')
+    and nexus.result_queue(r.input ->> 'reply_to') <> 'ai_results' and nexus.result_queue(m.message ->> 'reply_to') = 'ai_results'
   having count(*) > 0;
 end
 $$;
