@@ -20,6 +20,8 @@ from pgnexus.errors import DatabaseError, SchemaMismatch, UnsuitableDatabase
 
 _MIGRATE = "run `pgnexus migrate`"
 _ROLES_ATTEMPTS = 5
+_LOCK_ATTEMPTS = 60
+_LOCK_ADVICE = "others hold locks that this needs (see pg_stat_activity for a long transaction); run it again"
 
 
 async def migrate(
@@ -29,8 +31,9 @@ async def migrate(
 
     Any number of processes may do so at once. A fresh database is built from schema/ in one transaction
     (with ``from_migrations`` from the migrations, which must come to the same); to an older one each
-    missing migration is applied in a transaction of its own. Raises `SchemaMismatch` when the database
-    is newer, and `DatabaseError` naming the file that failed.
+    missing migration is applied in a transaction of its own, as soon as its locks are free: for minutes it is tried
+    again, so that no request waits behind it for long. Raises `SchemaMismatch` when the database is newer, and
+    `DatabaseError` naming the file that failed.
     """
     db = await Database.open(url, connect_timeout=connect_timeout, pool_size=1)
     await db.close()  # the server suits us; a statement may take its time now
@@ -38,7 +41,7 @@ async def migrate(
     applied: list[str] = []
     connection = await connect(url, timeout=connect_timeout, application_name="pgnexus migrate")
     try:
-        while step := await _step(connection, known, from_migrations, sql_dir):
+        while step := await _step_when_free(connection, known, from_migrations, sql_dir):
             applied += step
         if applied and (sql_dir / "roles.sql").exists():
             [(roles,)] = await _fetch(connection, "roles_exist")
@@ -97,6 +100,22 @@ async def check_rights(db: Database, *, caller: bool, nexus: bool) -> bool:
     return bool(rights.nexus)
 
 
+async def _step_when_free(
+    connection: Connection, known: list[Migration], from_migrations: bool, sql_dir: Path
+) -> list[str]:
+    """`_step`, tried again where others have what it needs: all that queues behind its locks waits with it."""
+    attempts = 0
+    while True:
+        try:
+            return await _step(connection, known, from_migrations, sql_dir)
+        except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
+            attempts += 1
+            if attempts == _LOCK_ATTEMPTS:
+                error.add_note(_LOCK_ADVICE)
+                raise
+        await asyncio.sleep(random.uniform(0.5, 1.5))
+
+
 async def _step(
     connection: Connection, known: list[Migration], from_migrations: bool, sql_dir: Path
 ) -> list[str]:
@@ -109,6 +128,7 @@ async def _step(
         if state.installed:
             late = missing(state.applied, known)[:1]
             if late:
+                await connection.execute(load("limit_lock_wait"))
                 await _run(connection, late[0].name, late[0].text)
                 await _record(connection, late)
         elif state.pgnexus:

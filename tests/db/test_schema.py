@@ -81,6 +81,37 @@ async def test_a_failing_migration_is_named_and_leaves_nothing(
     assert await schema.migrate(empty_database_url, sql_dir=sql_dir) == ["0002_more"]
 
 
+async def test_a_migration_that_waits_for_a_lock_holds_nobody_up(
+    empty_database_url: str, sql_dir: Path
+) -> None:
+    """Whoever comes after it does not wait until the long transaction before it ends."""
+    await schema.migrate(empty_database_url, sql_dir=sql_dir)
+    add_migration(sql_dir, "alter table pgnexus.things add column more int")
+    async with await psycopg.AsyncConnection.connect(empty_database_url) as long:
+        await long.execute("select from pgnexus.things")
+        migrating = asyncio.create_task(schema.migrate(empty_database_url, sql_dir=sql_dir))
+        async with await psycopg.AsyncConnection.connect(empty_database_url, autocommit=True) as other:
+            waits = "select from pg_locks where relation = 'pgnexus.things'::regclass and not granted"
+            while not (await (await other.execute(waits)).fetchall()):
+                assert not migrating.done()
+            await other.execute("insert into pgnexus.things values (1)")
+        assert not migrating.done()
+        await long.rollback()
+    assert await migrating == ["0002_more"]
+
+
+async def test_a_migration_whose_locks_are_never_free_says_so(
+    empty_database_url: str, sql_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "_LOCK_ATTEMPTS", 1)
+    await schema.migrate(empty_database_url, sql_dir=sql_dir)
+    add_migration(sql_dir, "alter table pgnexus.things add column more int")
+    async with await psycopg.AsyncConnection.connect(empty_database_url) as long:
+        await long.execute("select from pgnexus.things")
+        with pytest.raises(DatabaseError, match=r"0002_more: others hold locks that this needs"):
+            await schema.migrate(empty_database_url, sql_dir=sql_dir)
+
+
 async def test_a_migration_without_grants_gets_them_where_the_roles_are(
     database_url: str, tmp_path: Path
 ) -> None:
