@@ -5,10 +5,11 @@ BIN := .venv/bin
 CHAOS_MINUTES ?= 10
 SOAK_ROUNDS ?= 5
 FAILOVER_RUNS ?= 3
+FUZZ_MESSAGES ?= 100000
 DEBIAN_PG := /usr/lib/postgresql/15/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-debian check bench bench-parts chaos chaos-short soak chaos-failover chaos-upgrade dist clean
+.PHONY: help demo test test-debian check bench bench-parts chaos chaos-short soak chaos-failover chaos-upgrade fuzz dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -55,6 +56,9 @@ chaos-failover: .venv/dev.stamp ## kill the primary under load, promote its stan
 
 chaos-upgrade: .venv/dev.stamp ## migrate a loaded database of each earlier version, both versions beside each other, and count
 	@$(BIN)/python -m chaos.upgrade
+
+fuzz: .venv/dev.stamp ## FUZZ_MESSAGES (100000) hostile messages, each accounted for; FUZZ=--seed 7 replays
+	@$(BIN)/python -m tests.fuzz --messages $(FUZZ_MESSAGES) $(FUZZ)
 
 dist: .venv/dev.stamp ## build the wheel and the sdist into dist/
 	@$(BIN)/python -m build -q

@@ -185,8 +185,8 @@ def _rows(ledger: Ledger, verdict: Verdict) -> Iterable[tuple[str, str]]:
     yield "doubled", str(len(verdict.doubled))
     yield "other faults", str(len(verdict.faults))
     yield "longest time that nothing moved", f"{ledger.blocked:.1f} s"
-    for name, (before, after) in ledger.memory.items():
-        yield f"memory of the {name}", f"{before} MB after a fifth, {after} MB at the end"
+    for name, sizes in ledger.memory.items():
+        yield f"memory of the {name}", f"{', '.join(map(str, sizes))} MB: after each fifth, at the end"
     yield "requests on the lanes", _counts(verdict.requests)
     yield "requests to pgnexus.enqueue", f"{ledger.taken:,} taken, refused: {_counts(ledger.refused)}"
     yield "results on ai_results", _counts(verdict.results)

@@ -53,7 +53,7 @@ class Ledger:
     no_jsonb: int = 0
     blocked: float = 0.0
     seconds: float = 0.0
-    memory: dict[str, tuple[int, int]] = field(default_factory=dict)
+    memory: dict[str, list[int]] = field(default_factory=dict)  # MB after each fifth, and at the end
     log: list[str] = field(default_factory=list)
 
     @property
@@ -66,7 +66,7 @@ class Process:
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name, self._process, self._log = name, process, log
-        self.before = 0
+        self.memory: list[int] = []
 
     def rss(self) -> int:
         """Its memory in MB."""
@@ -135,7 +135,7 @@ async def run(
             await _send_all(ledger, caller, nexus, watch, (first, second), count, say)
             await watch.rest()
             for process in (first, second):
-                ledger.memory[process.name] = (process.before, process.rss())
+                ledger.memory[process.name] = [*process.memory, process.rss()]
             ledger.blocked, ledger.seconds = watch.blocked, watch.seconds()
         ledger.log = [line for process in (first, second) for line in process.lines()]
     finally:
@@ -207,9 +207,9 @@ async def _send_all(
         await _ask(ledger, caller, max(1, batch // 9))
         sent += batch
         await watch.below(_MOST_WAITING)
-        if sent >= count // 5:
-            for process in processes:
-                process.before = process.before or process.rss()
+        for process in processes:
+            if sent * 5 >= count * (len(process.memory) + 1):
+                process.memory.append(process.rss())
         if sent % 10_000 < BATCH:
             say(f"{sent:,} of {count:,} sent, {watch.seconds():.0f} s")
 
