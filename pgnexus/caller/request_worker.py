@@ -38,7 +38,14 @@ class LlmRequestWorker:
         self._db = db
         self._notifier = notifier
         self._batcher: Batcher[RequestDraft, Accepted] = Batcher(self._store, max_batch=MAX_BATCH)
-        self._home: str | None = None
+        self._home = ""
+
+    async def start(self) -> None:
+        """Learn which installation this is: asked in the midst of callers' transactions, it could find that these hold
+        every connection that a pooler has.
+        """
+        [row] = await self._db.query("home")
+        self._home = row.home
 
     async def enqueue_llm_request(self, draft: RequestDraft, *, connection: Any = None) -> Accepted:
         """Store one request; with ``connection`` in the transaction that is open there.
@@ -96,9 +103,6 @@ class LlmRequestWorker:
         return [Accepted(row.request_id, row.status, row.created) for row in rows]
 
     async def _join(self, drafts: Sequence[RequestDraft], connection: JoinedConnection) -> list[Accepted]:
-        if self._home is None:
-            [row] = await self._db.query("home")
-            self._home = row.home
         async with connection.joined(self._home):
             rows = [
                 row

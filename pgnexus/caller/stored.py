@@ -58,6 +58,7 @@ class StoredRequests:
             raise InvalidSettings(
                 f"reply_to {queue!r} names no queue; create it with select nexus_api.create_queue('{queue}')"
             )
+        await self._worker.start()
         self._home = (os.getpid(), asyncio.get_running_loop())
         self._waiters.start()
         self._streams.start()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
@@ -19,6 +20,7 @@ from pgnexus.db.binaries import Owner
 from pgnexus.db.database import Database
 from pgnexus.db.listener import Listener
 from pgnexus.pgmq import PgmqClient
+from tests.system import running
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed")
@@ -116,3 +118,21 @@ async def test_what_listens_in_vain_leaves_nothing_that_listens(pooler: str, dat
             rows = await (await connection.execute("select pg_listening_channels()")).fetchall()
             assert not rows
     await db.close()
+
+
+async def test_a_joined_enqueue_needs_no_connection_beside_the_caller_s(
+    pooler: str, database_url: str
+) -> None:
+    url = pooler.format(conninfo_to_dict(database_url)["dbname"])
+    async with running(url, nexus=False, listen_url=database_url) as service, AsyncExitStack() as stack:
+        joined = []
+        for _ in range(2):  # all that the pooler has
+            connection = await psycopg.AsyncConnection.connect(url, prepare_threshold=None)
+            joined.append(await stack.enter_async_context(connection))
+            await connection.execute("select 1")
+        async with asyncio.timeout(30):
+            for connection in joined:
+                await service.enqueue("simple", "Hello", connection=connection)
+            for connection in joined:
+                await connection.commit()
+        assert len(await service.search()) == 2
