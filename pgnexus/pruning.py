@@ -56,14 +56,14 @@ async def prune(
     Nothing is held between two slices, so it may be stopped anywhere, and any number may do so at once. Ends early when
     ``wanted`` says no. With ``dry_run`` everything is looked at, and nothing removed.
     """
-    months: list[str] = []
+    skip: list[str] = []  # months that go as a whole, at another time: their rows need not go one by one
     for part in parts:
         if part.keep is None:
             continue
         rows = size = 0
-        async for found in _slices(db, part, months if dry_run else [], dry_run, rest):
+        async for found in _slices(db, part, skip, dry_run, rest):
             if getattr(found, "what", None) is not None:
-                months.append(found.what)
+                skip.append(found.what)
                 yield Pruned(found.what, found.removed, found.bytes)
             else:
                 rows, size = rows + found.removed, size + found.bytes
@@ -87,7 +87,11 @@ async def _slices(
         if getattr(found, "busy", False):
             tries += 1
             if tries == _TRIES:
-                log.info("%s: somebody holds what has to be locked; tried again later", part.name)
+                month = after.partition(":")[0] or part.name
+                log.warning(
+                    "%s: stays for now, a transaction that goes on keeps it from being dropped", month
+                )
+                skip.append(month)
                 return
             await asyncio.sleep(_BUSY * min(tries, 10) * random.uniform(0.5, 1.5))
         else:
