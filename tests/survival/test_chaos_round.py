@@ -17,7 +17,7 @@ from chaos import report
 from chaos.round import play
 from chaos.server import PostgresServer
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 SECONDS = 8.0
 
