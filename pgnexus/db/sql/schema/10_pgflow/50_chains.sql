@@ -7,7 +7,7 @@
 -- its key: the index of a worker's started tasks is full of those it has ended.
 
 -- Start runs and claim their first task for the worker, without a detour through the flow's queue. A run_id
--- that was used before is left out: the same message, delivered twice, starts nothing twice.
+-- that was used before is left out: the same message, delivered twice, starts nothing twice. Give the runs in the order of their ids.
 create or replace function pgflow.start_claimed(p_flow_slug text, p_worker_id uuid, p_run_ids uuid[], p_inputs jsonb[])
 returns table (run_id uuid, step_slug text, attempt int)
 language plpgsql set search_path = pg_catalog, pgflow, pg_temp as $$
@@ -22,7 +22,7 @@ begin
   with started as (
     insert into pgflow.runs (run_id, flow_slug, input, remaining_steps)
     select i.id, p_flow_slug, i.input, v_count
-    from unnest(p_run_ids, p_inputs) as i (id, input) order by i.id
+    from unnest(p_run_ids, p_inputs) as i (id, input)
     on conflict on constraint runs_pkey do nothing
     returning runs.run_id
   )

@@ -35,8 +35,10 @@ create type pgnexus.incoming as (
   is_new      boolean
 );
 
+-- As it came, in the order given; that a request_id stands here once is for mark_repeats to see to. It sets no search_path, so that
+-- it becomes a part of the statement that calls it, whose plan is kept.
 create function pgnexus.read_requests(p_requests jsonb[], p_now timestamptz) returns setof pgnexus.incoming
-language sql stable set search_path = pg_catalog, pgnexus, pg_temp as $$
+language sql stable as $$
   select e.ordinal::int, t.request_id,
          e.element - '{timeout,delay,not_before,idempotency_key,idempotency_ttl,workflow,instance_id,job_id}'::text[]
            || jsonb_strip_nulls(jsonb_build_object(
@@ -45,8 +47,9 @@ language sql stable set search_path = pg_catalog, pgnexus, pg_temp as $$
                 'complexity', coalesce(e.element ->> 'complexity', pgnexus.complexity_for(e.element ->> 'task_type')),
                 'priority', coalesce(e.element ->> 'priority', 'standard'),
                 'deadline', d.deadline)),
-         t.due_at, d.deadline, e.element,
-         row_number() over (partition by t.request_id order by e.ordinal) = 1
+         t.due_at, d.deadline,
+         case when e.element ?| '{idempotency_key,idempotency_ttl,workflow,instance_id,job_id}' then e.element else '{}' end,
+         true
   from unnest(p_requests) with ordinality as e (element, ordinal)
   cross join lateral (
     select coalesce((e.element ->> 'request_id')::uuid, pgnexus.uuidv7()) as request_id,
@@ -58,6 +61,29 @@ language sql stable set search_path = pg_catalog, pgnexus, pg_temp as $$
                     greatest(p_now, t.due_at)
                       + make_interval(secs => (e.element ->> 'timeout')::double precision)) as deadline
   ) as d
+$$;
+
+-- The first of those with the same request_id is new, the others are not.
+create function pgnexus.mark_repeats(p_items pgnexus.incoming[]) returns pgnexus.incoming[]
+language sql immutable set search_path = pg_catalog, pgnexus, pg_temp as $$
+  select array_agg(row(i.ordinal, i.request_id, i.message, i.due_at, i.deadline, i.options, i.n = 1)::pgnexus.incoming order by i.ordinal)
+  from (select r.*, row_number() over (partition by r.request_id order by r.ordinal) as n from unnest(p_items) r) i
+$$;
+
+-- Put messages on a lane. (pgmq's own function plans its statements anew each time, three deep.)
+create function pgnexus.send_requests(p_lane text, p_messages jsonb[]) returns void
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
+begin
+  if p_lane = 'ai_requests' then
+    insert into pgmq.q_ai_requests (vt, message) select clock_timestamp(), m from unnest(p_messages) m;
+  elsif p_lane = 'ai_requests_interactive' then
+    insert into pgmq.q_ai_requests_interactive (vt, message) select clock_timestamp(), m from unnest(p_messages) m;
+  elsif p_lane = 'ai_requests_batch' then
+    insert into pgmq.q_ai_requests_batch (vt, message) select clock_timestamp(), m from unnest(p_messages) m;
+  else
+    raise exception 'there is no lane "%"', p_lane;
+  end if;
+end
 $$;
 
 -- Refuse what could never be answered, before anything is stored. SQLSTATE PN002.
@@ -143,22 +169,40 @@ $$;
 -- never be answered. Nothing of the array is stored then.
 create function pgnexus.enqueue(requests jsonb[], notify boolean default true)
 returns table (ordinal int, request_id uuid, status text, created boolean)
-language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := clock_timestamp();
   v_items pgnexus.incoming[];
+  v_new pgnexus.incoming[];
   v_stored uuid[];
+  v_odd boolean;
+  v_keys boolean;
+  v_ids uuid[];
   v_lane text;
   v_messages jsonb[];
   v_clash uuid;
 begin
-  select array_agg(i order by i.ordinal) into v_items from pgnexus.read_requests(requests, v_now) i;
+  -- odd is what check_requests must look at; most are not (offset 0: read once, not once for each use)
+  select array_agg(i),
+         bool_or(jsonb_typeof(i.message -> 'messages') is distinct from 'array' or i.message -> 'messages' = '[]'
+                 or (i.message ->> 'priority') not in ('interactive', 'standard', 'batch')
+                 or (i.message ->> 'complexity') not in ('simple', 'medium', 'complex', 'auto')
+                 or i.message ->> 'reply_to' <> 'ai_results' or i.due_at is not null
+                 or not coalesce(i.deadline between '2000-01-01' and '9000-01-01', true)),
+         bool_or(i.options ? 'idempotency_key'), array_agg(i.request_id)
+  into v_items, v_odd, v_keys, v_ids
+  from (select r.* from pgnexus.read_requests(requests, v_now) r offset 0) i;
   if v_items is null then
     return;
   end if;
-  perform pgnexus.check_requests(v_items);
-  if exists (select from unnest(v_items) i where i.options ? 'idempotency_key') then
+  if v_odd then
+    perform pgnexus.check_requests(v_items);
+  end if;
+  if (select count(distinct d.id) < count(*) from unnest(v_ids) as d (id)) then
+    v_items := pgnexus.mark_repeats(v_items);
+  end if;
+  if v_keys then
     v_items := pgnexus.claim_keys(v_items, v_now);
   end if;
 
@@ -177,6 +221,7 @@ begin
   )
   select array_agg(s.request_id) into v_stored from stored s;
 
+  v_new := v_items;
   if cardinality(v_stored) is distinct from cardinality(v_items) then
     select i.request_id into v_clash
     from unnest(v_items) i join pgnexus.job_results j on j.request_id = i.request_id
@@ -185,27 +230,33 @@ begin
       raise exception using errcode = 'PN001',
         message = format('request_id %s was used before with another body', v_clash);
     end if;
+    v_new := array(select i from unnest(v_items) i join unnest(v_stored) s (id) on s.id = i.request_id where i.is_new order by i.ordinal);
   end if;
 
   for v_lane, v_messages in
     select pgnexus.lane(i.message ->> 'priority'), array_agg(i.message order by i.ordinal)
-    from unnest(v_items) i
-    where i.is_new and i.request_id = any (v_stored) and (i.due_at <= v_now) is not false
+    from unnest(v_new) i where (i.due_at <= v_now) is not false
     group by 1
   loop
-    perform pgmq.send_batch(v_lane, v_messages);
+    perform pgnexus.send_requests(v_lane, v_messages);
   end loop;
-  insert into pgnexus.scheduled_requests (request_id, due_at, queue, message)
-  select i.request_id, i.due_at, pgnexus.lane(i.message ->> 'priority'), i.message
-  from unnest(v_items) i
-  where i.is_new and i.request_id = any (v_stored) and i.due_at > v_now;
+  if v_odd then  -- as those that may not run yet are
+    insert into pgnexus.scheduled_requests (request_id, due_at, queue, message)
+    select i.request_id, i.due_at, pgnexus.lane(i.message ->> 'priority'), i.message
+    from unnest(v_new) i where i.due_at > v_now;
+  end if;
 
   if notify and v_stored is not null then
     perform pg_notify('pgnexus_requests', '');
   end if;
-  return query
-    select i.ordinal, i.request_id, j.status, i.is_new and coalesce(i.request_id = any (v_stored), false)
-    from unnest(v_items) i join pgnexus.job_results j on j.request_id = i.request_id
-    order by i.ordinal;
+  if cardinality(v_new) = cardinality(v_items) then
+    return query
+      select i.ordinal, i.request_id, case when i.due_at > v_now then 'scheduled' else 'enqueued' end, true from unnest(v_items) i;
+  else
+    return query
+      select i.ordinal, i.request_id, j.status, i.is_new and coalesce(i.request_id = any (v_stored), false)
+      from unnest(v_items) i join pgnexus.job_results j on j.request_id = i.request_id
+      order by i.ordinal;
+  end if;
 end
 $$;

@@ -17,13 +17,22 @@ language sql immutable parallel safe as $$
   select case when p_text ~ '^[0-9]{1,15}(\.0*)?$' then trunc(p_text::numeric)::bigint end
 $$;
 
+-- The same out of JSON: a number, which is the usual form, needs no look at its digits.
+create function pgnexus.read_count(p_value jsonb) returns bigint
+language sql immutable parallel safe as $$
+  select case jsonb_typeof(p_value)
+    when 'number' then case when p_value::numeric between 0 and 999999999999999 and p_value::numeric = trunc(p_value::numeric)
+                            then p_value::numeric::bigint end
+    when 'string' then pgnexus.try_count(p_value #>> '{}') end
+$$;
+
 -- A result message as columns of job_results. One row a message, also for a message that is none: then
 -- request_id is null.
 create function pgnexus.read_results(p_messages jsonb[]) returns table (
   ordinal bigint, request_id uuid, status text, agent_id text, model text, provider text, output jsonb, error jsonb,
   prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, cost numeric,
   duration_ms bigint, attempts int, message jsonb, reasoning_tokens bigint, cache_write_tokens bigint)
-language sql immutable set search_path = pg_catalog, pgnexus, pg_temp as $$
+language sql immutable as $$
   select m.ordinal,
          case when m.message ->> 'status' in ('success', 'failed', 'timeout', 'cancelled')
               then pgnexus.try_uuid(m.message ->> 'request_id') end,
@@ -41,33 +50,34 @@ language sql immutable set search_path = pg_catalog, pgnexus, pg_temp as $$
              'type', coalesce(m.message #>> '{error,type}', 'unknown'),
              'message', coalesce(m.message #>> '{error,message}', m.message ->> 'error', 'the result named no error'),
              'retryable', coalesce(m.message #> '{error,retryable}' = 'true', false)) end,
-         pgnexus.try_count(m.message #>> '{usage,prompt_tokens}'),
-         pgnexus.try_count(m.message #>> '{usage,completion_tokens}'),
-         coalesce(pgnexus.try_count(m.message #>> '{usage,total_tokens}'),
-                  pgnexus.try_count(m.message #>> '{usage,prompt_tokens}')
-                    + pgnexus.try_count(m.message #>> '{usage,completion_tokens}')),
-         pgnexus.try_count(m.message #>> '{usage,cached_tokens}'),
+         pgnexus.read_count(u.usage -> 'prompt_tokens'),
+         pgnexus.read_count(u.usage -> 'completion_tokens'),
+         coalesce(pgnexus.read_count(u.usage -> 'total_tokens'),
+                  pgnexus.read_count(u.usage -> 'prompt_tokens') + pgnexus.read_count(u.usage -> 'completion_tokens')),
+         pgnexus.read_count(u.usage -> 'cached_tokens'),
          pgnexus.try_amount(m.message ->> 'cost'),
-         pgnexus.try_count(m.message ->> 'latency_ms'),
-         least(coalesce(pgnexus.try_count(m.message ->> 'attempts'), 0), 2147483647)::int,
+         pgnexus.read_count(m.message -> 'latency_ms'),
+         least(coalesce(pgnexus.read_count(m.message -> 'attempts'), 0), 2147483647)::int,
          m.message,
-         nullif(pgnexus.try_count(m.message #>> '{usage,reasoning_tokens}'), 0),
-         nullif(pgnexus.try_count(m.message #>> '{usage,cache_write_tokens}'), 0)
+         nullif(pgnexus.read_count(u.usage -> 'reasoning_tokens'), 0),
+         nullif(pgnexus.read_count(u.usage -> 'cache_write_tokens'), 0)
   from unnest(p_messages) with ordinality as m (message, ordinal)
+  cross join lateral (select m.message -> 'usage' as usage) u
 $$;
 
--- Record results, in the order given, each at its terminal state if its request has none yet. Returns those
--- that ended their request. A result whose request was never stored here is stored all the same.
-create function pgnexus.record_results(p_messages jsonb[], p_notify boolean default true)
-returns table (request_id uuid, result jsonb)
+-- Record results, in the order given, each at its terminal state if its request has none yet. Returns the requests that they
+-- ended. A result whose request was never stored here is stored all the same.
+create function pgnexus.end_requests(p_messages jsonb[], p_notify boolean) returns uuid[]
 language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_ended uuid[];
-  v_results jsonb[];
 begin
   with firsts as (
-    select distinct on (r.request_id) r.* from pgnexus.read_results(p_messages) r
+    select distinct on (r.request_id) r.ordinal, r.request_id, r.status, r.agent_id, r.model, r.provider, r.output, r.error,
+           r.prompt_tokens, r.completion_tokens, r.total_tokens, r.cached_tokens, r.cost, r.duration_ms, r.attempts,
+           r.reasoning_tokens, r.cache_write_tokens
+    from pgnexus.read_results(p_messages) r
     where r.request_id is not null order by r.request_id, r.ordinal
   ), updated as (
     update pgnexus.job_results j
@@ -78,32 +88,66 @@ begin
         reasoning_tokens = f.reasoning_tokens, cache_write_tokens = f.cache_write_tokens
     from firsts f
     where j.request_id = f.request_id and j.status in ('enqueued', 'scheduled')
-    returning j.request_id, f.message
-  ), inserted as (
-    insert into pgnexus.job_results as j (
-      request_id, status, workflow, agent_id, model, provider, output, error, prompt_tokens, completion_tokens,
-      total_tokens, cached_tokens, cost, duration_ms, attempts, finished_at, reasoning_tokens, cache_write_tokens)
-    select f.request_id, f.status, 'LLMRequestWorkflow', f.agent_id, f.model, f.provider, f.output, f.error,
-           f.prompt_tokens, f.completion_tokens, f.total_tokens, f.cached_tokens, f.cost, f.duration_ms, f.attempts,
-           clock_timestamp(), f.reasoning_tokens, f.cache_write_tokens
-    from firsts f
-    where not exists (select from pgnexus.job_results k where k.request_id = f.request_id)
-    on conflict do nothing
     returning j.request_id
   )
-  select array_agg(e.request_id), array_agg(e.message) into v_ended, v_results
-  from (select u.request_id, u.message from updated u
-        union all
-        select i.request_id, f.message from inserted i join firsts f on f.request_id = i.request_id) e;
-
+  select array_agg(u.request_id) into v_ended from updated u;
   if cardinality(v_ended) is distinct from cardinality(p_messages) then
+    v_ended := v_ended || pgnexus.store_strays(p_messages);
     perform pgnexus.book_late_results(p_messages, v_ended);
   end if;
   perform pgnexus.settle_steps(v_ended);
   if p_notify then
     perform pgnexus.notify_done(v_ended);
   end if;
-  return query select e.id, e.message from unnest(v_ended, v_results) as e (id, message);
+  return v_ended;
+end
+$$;
+
+-- Results of requests that were never stored here.
+create function pgnexus.store_strays(p_messages jsonb[]) returns uuid[]
+language sql set search_path = pg_catalog, pgnexus, pg_temp as $$
+  with inserted as (
+    insert into pgnexus.job_results as j (
+      request_id, status, workflow, agent_id, model, provider, output, error, prompt_tokens, completion_tokens,
+      total_tokens, cached_tokens, cost, duration_ms, attempts, finished_at, reasoning_tokens, cache_write_tokens)
+    select distinct on (f.request_id)
+           f.request_id, f.status, 'LLMRequestWorkflow', f.agent_id, f.model, f.provider, f.output, f.error,
+           f.prompt_tokens, f.completion_tokens, f.total_tokens, f.cached_tokens, f.cost, f.duration_ms, f.attempts,
+           clock_timestamp(), f.reasoning_tokens, f.cache_write_tokens
+    from pgnexus.read_results(p_messages) f
+    where f.request_id is not null and not exists (select from pgnexus.job_results k where k.request_id = f.request_id)
+    order by f.request_id, f.ordinal
+    on conflict do nothing
+    returning j.request_id
+  )
+  select array_agg(i.request_id) from inserted i
+$$;
+
+-- The same, with the results that ended their requests.
+create function pgnexus.record_results(p_messages jsonb[], p_notify boolean default true)
+returns table (request_id uuid, result jsonb)
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off as $$
+#variable_conflict use_column
+begin
+  return query select e.request_id, e.result from pgnexus.ended_by(p_messages, pgnexus.end_requests(p_messages, p_notify), null) e;
+end
+$$;
+
+-- Which of the messages ended these requests: the first of each. With p_wanted only those of it have their result with them.
+create function pgnexus.ended_by(p_messages jsonb[], p_ended uuid[], p_wanted uuid[]) returns table (request_id uuid, result jsonb)
+language plpgsql stable set search_path = pg_catalog, pgnexus, pg_temp as $$
+#variable_conflict use_column
+begin
+  if p_wanted = '{}' then
+    return query select e.id, null::jsonb from unnest(p_ended) as e (id);
+  else
+    return query
+      select distinct on (e.id) e.id, case when w.id is not null or p_wanted is null then m.message end
+      from unnest(p_messages) with ordinality as m (message, ordinal)
+      join unnest(p_ended) as e (id) on e.id = pgnexus.try_uuid(m.message ->> 'request_id')
+      left join unnest(p_wanted) as w (id) on w.id = e.id
+      order by e.id, m.ordinal;
+  end if;
 end
 $$;
 
@@ -123,38 +167,74 @@ language sql set search_path = pg_catalog, pgnexus, pg_temp as $$
     and coalesce(j.total_tokens, 0) = 0
 $$;
 
--- Take results off a queue into job_results, all in this transaction.
-create function pgnexus.take_results(p_queue text, p_limit int, p_notify boolean default true)
+-- Take results off a queue into job_results, all in this transaction: one row without a request that tells how many were taken,
+-- and one for each request that ended. With p_wanted only the results of those requests are handed out, null are the others.
+create function pgnexus.collect_results(p_queue text, p_limit int, p_notify boolean, p_wanted uuid[])
 returns table (taken int, request_id uuid, result jsonb)
-language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
+language plpgsql
+set search_path = pg_catalog, pgnexus, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
-  v_messages pgmq.message_record[];
+  v_messages pgmq.message_record[] := pgnexus.pop_results(p_queue, p_limit);
 begin
-  select array_agg(m order by m.msg_id) into v_messages from pgmq.pop(p_queue, p_limit) m;
   if v_messages is not null then
     return query select cardinality(v_messages), null::uuid, null::jsonb;
     return query select cardinality(v_messages), s.request_id, s.result
-                 from pgnexus.store_messages(p_queue, v_messages, p_notify) s;
+                 from pgnexus.store_messages(p_queue, v_messages, p_notify, p_wanted) s;
   end if;
 end
 $$;
 
+create function pgnexus.take_results(p_queue text, p_limit int, p_notify boolean default true)
+returns table (taken int, request_id uuid, result jsonb)
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
+begin
+  return query select c.taken, c.request_id, c.result from pgnexus.collect_results(p_queue, p_limit, p_notify, null) c;
+end
+$$;
+
+-- pgmq plans each of its pops anew; the queue that nearly all results are on has a plan that is kept.
+create function pgnexus.pop_results(p_queue text, p_limit int) returns pgmq.message_record[]
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
+declare
+  v_messages pgmq.message_record[];
+begin
+  if p_queue = 'ai_results' then
+    with popped as (
+      delete from pgmq.q_ai_results q where q.ctid = any (array(
+        select n.ctid from pgmq.q_ai_results n where n.vt <= clock_timestamp() order by n.msg_id limit p_limit for update skip locked))
+      returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+    )
+    select array_agg(row(p.*)::pgmq.message_record order by p.msg_id) into v_messages from popped p;
+  else
+    select array_agg(m order by m.msg_id) into v_messages from pgmq.pop(p_queue, p_limit) m;
+  end if;
+  return v_messages;
+end
+$$;
+
 -- What is no result goes to the queue's archive with the reason, all others into job_results.
-create function pgnexus.store_messages(p_queue text, p_messages pgmq.message_record[], p_notify boolean)
+create function pgnexus.store_messages(p_queue text, p_messages pgmq.message_record[], p_notify boolean, p_wanted uuid[] default null)
 returns table (request_id uuid, result jsonb)
 language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
 #variable_conflict use_column
 declare
   v_results jsonb[];
+  v_odd pgmq.message_record[];
 begin
-  perform nexus_api.archive_message(p_queue, m, 'no result: needs request_id (a UUID) and a status of success, failed, timeout or cancelled')
+  select array_agg(m.message order by m.msg_id) filter (where is_result),
+         array_agg(m) filter (where not is_result)
+  into v_results, v_odd
   from unnest(p_messages) m
-  where pgnexus.try_uuid(m.message ->> 'request_id') is null
-     or coalesce(m.message ->> 'status', '') not in ('success', 'failed', 'timeout', 'cancelled');
-  select array_agg(m.message order by m.msg_id) into v_results
-  from unnest(p_messages) m where pgnexus.try_uuid(m.message ->> 'request_id') is not null;
+  cross join lateral (
+    select pgnexus.try_uuid(m.message ->> 'request_id') is not null
+           and coalesce(m.message ->> 'status', '') in ('success', 'failed', 'timeout', 'cancelled') as is_result offset 0) r;
+  if v_odd is not null then
+    perform nexus_api.archive_message(p_queue, m, 'no result: needs request_id (a UUID) and a status of success, failed, timeout or cancelled')
+    from unnest(v_odd) m;
+  end if;
   if v_results is not null then
-    return query select r.request_id, r.result from pgnexus.record_results(v_results, p_notify) r;
+    return query select e.request_id, e.result
+                 from pgnexus.ended_by(v_results, pgnexus.end_requests(v_results, p_notify), p_wanted) e;
   end if;
 end
 $$;

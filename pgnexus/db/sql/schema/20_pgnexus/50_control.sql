@@ -69,7 +69,7 @@ begin
     )
     select d.queue, array_agg(d.request_id), array_agg(d.message order by d.request_id) from due d group by d.queue
   loop
-    perform pgmq.send_batch(v_lane, v_messages);
+    perform pgnexus.send_requests(v_lane, v_messages);
     v_ids := v_ids || v_lane_ids;
   end loop;
   update pgnexus.job_results j set status = 'enqueued' where j.request_id = any (v_ids) and j.status = 'scheduled';

@@ -28,7 +28,11 @@ begin
     if v_queue <> 'ai_results' then
       v_queue := nexus.result_queue(v_queue);
     end if;
-    perform pgmq.send_batch(v_queue, v_results);
+    if v_queue = 'ai_results' then  -- pgmq's own function plans its statements anew each time, three deep
+      insert into pgmq.q_ai_results (vt, message) select clock_timestamp(), r from unnest(v_results) r;
+    else
+      perform pgmq.send_batch(v_queue, v_results);
+    end if;
   end loop;
   if p_notify then
     perform pg_notify('pgnexus_results', '');

@@ -9,9 +9,51 @@ exception when others then
 end
 $$;
 
+-- The same. What is written the usual way, and is no date that a month may lack, is read without a look at what it raises.
+create function nexus.read_time(p_text text) returns timestamptz
+language sql stable as $$
+  select case when p_text ~ '^[12]\d{3}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]0\d:[0-5]\d)$'
+              then p_text::timestamptz else nexus.try_timestamptz(p_text) end
+$$;
+
 create function nexus.try_uuid(p_text text) returns uuid
 language sql immutable parallel safe as $$
   select case when p_text ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_text::uuid end
+$$;
+
+-- Take up to p_limit messages off one lane. (pgmq plans each of its pops anew.)
+create function nexus.pop_lane(p_lane text, p_limit int) returns pgmq.message_record[]
+language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
+declare
+  v_messages pgmq.message_record[];
+begin
+  if p_lane = 'ai_requests_interactive' then
+    with popped as (
+      delete from pgmq.q_ai_requests_interactive q where q.ctid = any (array(
+        select n.ctid from pgmq.q_ai_requests_interactive n
+        where n.vt <= clock_timestamp() order by n.msg_id limit p_limit for update skip locked))
+      returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+    )
+    select array_agg(row(p.*)::pgmq.message_record) into v_messages from popped p;
+  elsif p_lane = 'ai_requests' then
+    with popped as (
+      delete from pgmq.q_ai_requests q where q.ctid = any (array(
+        select n.ctid from pgmq.q_ai_requests n
+        where n.vt <= clock_timestamp() order by n.msg_id limit p_limit for update skip locked))
+      returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+    )
+    select array_agg(row(p.*)::pgmq.message_record) into v_messages from popped p;
+  elsif p_lane = 'ai_requests_batch' then
+    with popped as (
+      delete from pgmq.q_ai_requests_batch q where q.ctid = any (array(
+        select n.ctid from pgmq.q_ai_requests_batch n
+        where n.vt <= clock_timestamp() order by n.msg_id limit p_limit for update skip locked))
+      returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+    )
+    select array_agg(row(p.*)::pgmq.message_record) into v_messages from popped p;
+  end if;
+  return v_messages;
+end
 $$;
 
 -- Take up to p_limit messages off one lane, and start them.
@@ -19,10 +61,9 @@ create function nexus.take_lane(p_lane text, p_worker_id uuid, p_limit int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, waited double precision)
 language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
-  v_popped pgmq.message_record[];
+  v_popped pgmq.message_record[] := nexus.pop_lane(p_lane, p_limit);
   v_started int;
 begin
-  select array_agg(m order by m.msg_id) into v_popped from pgmq.pop(p_lane, p_limit) m;
   if v_popped is null then
     return;
   end if;
@@ -44,33 +85,46 @@ declare
   v_ids uuid[];
   v_inputs jsonb[];
   v_sent timestamptz[];
+  v_deadlines timestamptz[];
   v_ended uuid[];
-  v_started int;
+  v_started uuid[];
+  v_step text;
 begin
-  perform nexus_api.archive_message(p_lane, m, 'no request: needs request_id, a UUID')
-  from unnest(p_messages) m where nexus.try_uuid(m.message ->> 'request_id') is null;
-  select array_agg(f.id), array_agg(f.message), array_agg(f.enqueued_at) into v_ids, v_inputs, v_sent
+  select array_agg(f.id), array_agg(f.message), array_agg(f.enqueued_at), array_agg(nexus.read_time(f.message ->> 'deadline'))
+  into v_ids, v_inputs, v_sent, v_deadlines
   from (
     select distinct on (u.id) u.id, m.message, m.enqueued_at
-    from unnest(p_messages) m cross join lateral nexus.try_uuid(m.message ->> 'request_id') as u (id)
-    where u.id is not null order by u.id, m.msg_id
-  ) f;
+    from unnest(p_messages) m
+    cross join lateral (select nexus.try_uuid(m.message ->> 'request_id') as id offset 0) u
+    order by u.id, m.msg_id
+  ) f where f.id is not null;
+  if cardinality(v_ids) is distinct from cardinality(p_messages) then
+    perform nexus_api.archive_message(p_lane, m, 'no request: needs request_id, a UUID')
+    from unnest(p_messages) m where nexus.try_uuid(m.message ->> 'request_id') is null;
+  end if;
   if v_ids is null then
     return;
   end if;
-  v_ended := nexus.answer_ended(v_ids, v_inputs);
-  return query
-    select s.run_id, s.step_slug, s.attempt, i.input,
-           extract(epoch from nexus.try_timestamptz(i.input ->> 'deadline') - clock_timestamp())::double precision,
-           extract(epoch from clock_timestamp() - i.sent)::double precision
-    from unnest(v_ids, v_inputs, v_sent) as i (id, input, sent)
-    join pgflow.start_claimed(
-      'llm_request_workflow', p_worker_id,
-      (select array_agg(a.id) from unnest(v_ids) as a (id) where a.id <> all (v_ended)),
-      (select array_agg(a.input) from unnest(v_ids, v_inputs) as a (id, input) where a.id <> all (v_ended))
-    ) s on s.run_id = i.id;
-  get diagnostics v_started = row_count;
-  if v_started < cardinality(p_messages) then
+  v_ended := nexus.end_at_once(v_ids, v_inputs, v_deadlines);
+  if v_ended is not null then
+    select array_agg(a.id), array_agg(a.input), array_agg(a.sent), array_agg(a.deadline)
+    into v_ids, v_inputs, v_sent, v_deadlines
+    from unnest(v_ids, v_inputs, v_sent, v_deadlines) as a (id, input, sent, deadline) where a.id <> all (v_ended);
+  end if;
+  select array_agg(s.run_id), min(s.step_slug) into v_started, v_step
+  from pgflow.start_claimed('llm_request_workflow', p_worker_id, v_ids, v_inputs) s;
+  if cardinality(v_started) < cardinality(v_ids) then
+    return query
+      select i.id, v_step, 1, i.input, extract(epoch from i.deadline - clock_timestamp())::double precision,
+             extract(epoch from clock_timestamp() - i.sent)::double precision
+      from unnest(v_started) as s (id) join unnest(v_ids, v_inputs, v_sent, v_deadlines) as i (id, input, sent, deadline) on i.id = s.id;
+  elsif v_started is not null then
+    return query
+      select i.id, v_step, 1, i.input, extract(epoch from i.deadline - clock_timestamp())::double precision,
+             extract(epoch from clock_timestamp() - i.sent)::double precision
+      from unnest(v_ids, v_inputs, v_sent, v_deadlines) as i (id, input, sent, deadline);
+  end if;
+  if coalesce(cardinality(v_started), 0) < cardinality(p_messages) then
     perform nexus.refuse_reused(p_messages);
   end if;
 end
@@ -91,21 +145,27 @@ begin
 end
 $$;
 
--- Answer the requests that were cancelled or whose deadline passed before anyone took them up; returns them. Each
+-- Answer the requests that were cancelled or whose deadline passed before anyone took them up; returns them, null if there are none. Each
 -- gets a run that has failed already, so that its message, delivered twice, is answered once.
-create function nexus.answer_ended(p_ids uuid[], p_inputs jsonb[]) returns uuid[]
+create function nexus.end_at_once(p_ids uuid[], p_inputs jsonb[], p_deadlines timestamptz[]) returns uuid[]
 language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
 declare
+  v_now timestamptz := clock_timestamp();
   v_ended uuid[];
   v_queues text[];
   v_results jsonb[];
 begin
+  if not exists (select from nexus.cancellations c where c.request_id = any (p_ids))
+    and not exists (select from unnest(p_deadlines) as d (deadline) where d.deadline <= v_now)
+  then
+    return null;
+  end if;
   with ended as (
     insert into pgflow.runs (run_id, flow_slug, status, input, failed_at, cancelled_at)
     select i.id, 'llm_request_workflow', 'failed', i.input, now(), case when c.request_id is not null then now() end
-    from unnest(p_ids, p_inputs) as i (id, input)
+    from unnest(p_ids, p_inputs, p_deadlines) as i (id, input, deadline)
     left join nexus.cancellations c on c.request_id = i.id
-    where c.request_id is not null or nexus.try_timestamptz(i.input ->> 'deadline') <= clock_timestamp()
+    where c.request_id is not null or i.deadline <= v_now
     on conflict on constraint runs_pkey do nothing
     returning run_id, input, cancelled_at
   )
@@ -119,7 +179,7 @@ begin
     perform nexus.publish(v_queues, v_results, true);
     delete from nexus.cancellations c where c.request_id = any (v_ended);
   end if;
-  return coalesce(v_ended, '{}');
+  return v_ended;
 end
 $$;
 
@@ -146,7 +206,8 @@ $$;
 -- to end the task with; seconds_left is null without a deadline, waited (on its lane) for those that come back.
 create function nexus.take_requests(p_worker_id uuid, p_limit int, p_others int)
 returns table (run_id uuid, step_slug text, attempt int, input jsonb, seconds_left double precision, waited double precision)
-language plpgsql set search_path = pg_catalog, nexus, pg_temp as $$
+language plpgsql
+set search_path = pg_catalog, nexus, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_left int := p_limit;

@@ -11,7 +11,7 @@
 -- (Here and in other functions that begin a transaction plans made while tables are small must do while they grow. jit: what has
 -- no index after all would otherwise be compiled for its nominal cost.)
 create function nexus.settle(p_worker_id uuid, p_items jsonb[], p_notify boolean default true) returns setof uuid
-language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, nexus, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 declare
   v_done uuid[];
   v_settled uuid[] := '{}';

@@ -2,6 +2,9 @@
 -- is the nexus's setting max_attempts, of which this is the highest value.
 
 select pgmq.create(q) from unnest('{ai_requests_interactive,ai_requests,ai_requests_batch,ai_results}'::text[]) as q;
+-- pgmq reads in the order of msg_id; nobody looks for a time, and every message pays for the index
+drop index if exists pgmq.q_ai_requests_interactive_vt_idx, pgmq.q_ai_requests_vt_idx, pgmq.q_ai_requests_batch_vt_idx,
+  pgmq.q_ai_results_vt_idx;
 
 select pgflow.create_flow('llm_request_workflow', max_attempts => 100, base_delay => 2, timeout => 3600);
 select pgflow.add_step('llm_request_workflow', 'validate');
