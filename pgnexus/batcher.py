@@ -60,7 +60,7 @@ class Batcher(Generic[Item, Out]):
         while self._waiting or self._running:
             if not self._running:
                 self._start()
-            await asyncio.wait(self._running)
+            await self.flushed()  # none runs where all that waited were cancelled
 
     def _start(self) -> None:
         self._scheduled = False

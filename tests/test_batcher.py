@@ -75,6 +75,16 @@ async def test_what_is_submitted_and_closed_in_one_turn_is_flushed() -> None:
     assert await wait == 10
 
 
+async def test_what_is_submitted_cancelled_and_closed_in_one_turn_is_not_waited_for() -> None:
+    gate = Gate()
+    batcher: Batcher[int, int] = Batcher(gate)
+    wait = asyncio.create_task(batcher.submit(1))
+    await asyncio.sleep(0)
+    wait.cancel()
+    await batcher.close()
+    assert gate.batches == []
+
+
 async def test_a_cancelled_submitter_takes_its_item_back() -> None:
     gate = Gate()
     batcher: Batcher[int, int] = Batcher(gate)
