@@ -165,10 +165,14 @@ class App:
                 # Its own listener, for one that runs takes no more channels.
                 listener = self._listener()
                 nexus = NexusService(db, listener, notifier, self.settings, self._providers(self.settings))
-                await listener.start()
-                late.push_async_callback(listener.stop)
-                late.push_async_callback(nexus.stop)
-                await nexus.start()
+                async with (
+                    AsyncExitStack() as begun
+                ):  # what has begun ends when the rest cannot: this is tried again
+                    begun.push_async_callback(listener.stop)
+                    await listener.start()
+                    begun.push_async_callback(nexus.stop)
+                    await nexus.start()
+                    late.push_async_callback(begun.pop_all().aclose)
                 self.nexus = nexus
             return None
 

@@ -10,9 +10,10 @@ from pgnexus.app import App, database_url
 from pgnexus.db.connection import connect
 from pgnexus.db.database import Database
 from pgnexus.db.queries import load
-from pgnexus.errors import SchemaMismatch, UnsuitableDatabase
+from pgnexus.errors import DatabaseUnavailable, SchemaMismatch, UnsuitableDatabase
+from pgnexus.nexus.service import NexusService
 from pgnexus.settings import Settings
-from tests.system import fast, running
+from tests.system import fast, running, sql, started, until
 
 
 async def test_a_callers_role_leaves_the_nexus_to_others(caller_url: str) -> None:
@@ -33,6 +34,43 @@ async def test_the_callers_role_cannot_be_the_nexus_side(caller_url: str, db: Da
         await App(fast(caller_url), nexus=True).start()
     [row] = await db.query("live_instances", {"lease": 60})
     assert row.instances == 0
+
+
+async def test_a_nexus_that_takes_over_only_after_some_tries_leaves_nothing_of_them(
+    database_url: str, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, tries = NexusService.start, 0
+
+    async def fails_at_first(nexus: NexusService) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 3:
+            raise DatabaseUnavailable("away again")
+        await start(nexus)
+
+    async def listeners() -> int:
+        [row] = await sql(
+            db,
+            "SELECT count(*) AS n FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'pgnexus listener'",
+        )
+        return int(row.n)
+
+    async with started(database_url, caller=False, nexus=True) as first:
+        app = App(fast(database_url), nexus=None)
+        await app.start()
+        try:
+            assert app.nexus is None
+            monkeypatch.setattr(NexusService, "start", fails_at_first)
+            await first.stop()
+
+            async def took_over() -> bool:
+                return app.nexus is not None and await listeners() == 2
+
+            await until(took_over)
+            assert tries == 4
+        finally:
+            await app.stop()
 
 
 async def test_an_embedded_server_of_another_build_names_its_directory_and_what_to_type(
