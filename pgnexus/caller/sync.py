@@ -51,6 +51,8 @@ class SyncLLMService:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if not self._thread.is_alive():
+            return  # a child after a fork: connections and event loop are its parent's, who still uses them
         try:
             if self._context is not None:
                 self._run(self._context.__aexit__(None, None, None))
@@ -88,6 +90,11 @@ class SyncLLMService:
         return blocking
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if not self._thread.is_alive():  # nobody would ever run it
+            coroutine.close()
+            raise ServiceMisused(
+                "this SyncLLMService is closed, or was opened before a fork; open one in each process"
+            )
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()

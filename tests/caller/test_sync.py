@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -107,3 +108,32 @@ class TestStreams:
         del stream
         with pytest.raises(RequestCancelled):
             handle.result(timeout=10)
+
+
+def test_a_handle_outlives_its_service_and_says_so(database_url: str) -> None:
+    with open_sync(fast(database_url), nexus=False) as service:
+        handle = service.enqueue("simple", "Hello")
+    with pytest.raises(ServiceMisused, match="closed"):
+        handle.status()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, where there are threads
+def test_after_a_fork_it_says_so_and_does_its_parent_no_harm(llm: SyncLLMService) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=after_fork, args=(llm, theirs))
+    child.start()
+    assert ours.poll(20)
+    assert "fork" in ours.recv()
+    child.join()
+    assert llm.call("simple", "Hello").ok
+
+
+def after_fork(llm: SyncLLMService, pipe: Any) -> None:
+    words = "nothing was said"
+    try:
+        llm.call("simple", "Hello")
+    except ServiceMisused as error:
+        words = str(error)
+    llm.__exit__(None, None, None)
+    pipe.send(words)
