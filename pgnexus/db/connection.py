@@ -34,6 +34,9 @@ _TCP = {
     "tcp_user_timeout": 25_000,
 }
 
+# What the driver says without a word from the server: the wire broke. So it did when a statement had more results than
+# there can be: a server that is told to leave may send its farewell behind the result of a COMMIT.
+_FROM_THE_DRIVER = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 # SQLSTATE classes and codes after which the same statement may succeed when it is sent again.
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "58"})
 _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25006", "25P03", "25P04"})
@@ -148,7 +151,7 @@ def unavailable(error: psycopg.Error, url: str) -> DatabaseUnavailable | None:
     """
     state = error.sqlstate
     if state is None:
-        lost = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+        lost = isinstance(error, _FROM_THE_DRIVER)
     else:
         lost = state in _UNAVAILABLE or state[:2] in _UNAVAILABLE_CLASSES
     return DatabaseUnavailable(f"{display(url)}: {_one_line(error)}") if lost else None
@@ -159,7 +162,7 @@ def is_data_fault(error: Exception) -> bool:
     if isinstance(error, psycopg.Error):
         state = error.sqlstate
         if state is None:  # found by the driver, before the server saw it
-            return not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+            return not isinstance(error, _FROM_THE_DRIVER)
         return state[:2] in _DATA_FAULT_CLASSES
     return isinstance(error, (ValueError, TypeError, ArithmeticError))
 

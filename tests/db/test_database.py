@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
 from pgnexus.db import connection as connections
 from pgnexus.db.database import Database
@@ -180,6 +182,54 @@ async def test_terminated_connections_are_replaced(database_url: str) -> None:
     await db.close()
 
 
+_FAREWELL = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+
+
+@asynccontextmanager
+async def saying_farewell(url: str) -> AsyncIterator[str]:
+    """The URL of a server that is told to leave just when it has committed: both are read as one answer."""
+    given = conninfo_to_dict(url)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(f"{given['host']}/.s.PGSQL.{given['port']}")
+
+        async def answers() -> None:
+            while data := await there.read(65536):
+                committed = data.find(b"COMMIT\0")
+                if committed >= 0:
+                    farewell = b"E" + (len(_FAREWELL) + 4).to_bytes(4, "big") + _FAREWELL
+                    writer.write(data[: committed + 7] + farewell)
+                    break
+                writer.write(data)
+            writer.close()
+
+        answering = asyncio.create_task(answers())
+        while data := await reader.read(65536):
+            back.write(data)
+        back.close()
+        await answering
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        yield f"postgresql://postgres@127.0.0.1:{port}/{given['dbname']}"
+
+
+async def test_a_farewell_behind_the_result_of_a_commit_is_a_lost_connection(database_url: str) -> None:
+    execute(database_url, "CREATE TABLE kept (n int)")
+    async with saying_farewell(database_url) as url:
+        db = await Database.open(url)
+        with pytest.raises(DatabaseUnavailable) as caught:
+            async with db.connection() as connection, connection.transaction():
+                await connection.execute("INSERT INTO kept VALUES (1)")
+        await db.close()
+    assert isinstance(caught.value.__cause__, psycopg.Error)
+    assert not connections.is_data_fault(caught.value.__cause__)  # nothing that was sent is to blame
+    with psycopg.connect(database_url) as sure:
+        assert sure.execute("SELECT n FROM kept").fetchall() == [
+            (1,)
+        ]  # as with any commit that nobody heard of
+
+
 async def test_a_query_without_an_answer_is_cut(database_url: str) -> None:
     db = await Database.open(database_url, query_timeout=0.2)
     locker = await connections.connect(database_url, timeout=5)
@@ -192,6 +242,28 @@ async def test_a_query_without_an_answer_is_cut(database_url: str) -> None:
                 await connection.execute("SELECT 1 FROM pgmq.meta")
     await locker.close()
     assert await db.query("check_server")
+    await db.close()
+
+
+async def test_who_waits_for_a_connection_hears_of_the_one_that_failed() -> None:
+    """Else each would wait for as long as a connection takes to fail, one after another."""
+    tried = 0
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tried
+        tried += 1
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    url = f"postgresql://me@127.0.0.1:{server.sockets[0].getsockname()[1]}/app?sslmode=disable"
+    db = Database(url, connect_timeout=5, pool_size=2, application_name="test", query_timeout=5)
+    asked = await asyncio.gather(*(db.query("check_server") for _ in range(100)), return_exceptions=True)
+    assert {type(error) for error in asked} == {DatabaseUnavailable}
+    assert tried == 2
+    with pytest.raises(DatabaseUnavailable):
+        await db.query("check_server")
+    assert tried == 3  # who comes later tries anew
+    server.close()
     await db.close()
 
 
