@@ -36,6 +36,7 @@ class Database:
         self._application_name = application_name
         self._idle: deque[Connection] = deque()
         self._free = asyncio.Semaphore(pool_size)
+        self._refused: tuple[float, DatabaseUnavailable] | None = None  # the last connect, and when it failed
         self._explicit_isolation = False
         self._closed = False
         self._home = (os.getpid(), asyncio.get_running_loop())
@@ -93,8 +94,9 @@ class Database:
         """
         self._check_home()
         loop, within = self._home[1], self.query_timeout if within is None else within
+        asked = loop.time()
         async with self._free:
-            connection = await self._take()
+            connection = await self._take(asked)
             guard = loop.call_later(within, sever, connection)
             try:
                 yield connection
@@ -116,13 +118,23 @@ class Database:
         self._closed = True
         await self._drop_idle()
 
-    async def _take(self) -> Connection:
+    async def _take(self, asked: float) -> Connection:
         while self._idle:
             connection = self._idle.pop()
             if not went_away(connection):
                 return connection
             await connection.close()
-        return await connect(self.url, timeout=self._connect_timeout, application_name=self._application_name)
+        if self._refused is not None and self._refused[0] > asked:  # while we waited for our turn to try
+            raise DatabaseUnavailable(str(self._refused[1]))
+        try:
+            connection = await connect(
+                self.url, timeout=self._connect_timeout, application_name=self._application_name
+            )
+        except DatabaseUnavailable as error:
+            self._refused = (self._home[1].time(), error)
+            raise
+        self._refused = None
+        return connection
 
     async def _give_back(self, connection: Connection) -> None:
         status = connection.pgconn.transaction_status
