@@ -164,11 +164,12 @@ async def _connected(url: str) -> AsyncIterator[Any]:
 
 async def measure(given: argparse.Namespace) -> dict[str, list[Figures]]:
     """Of each way, run by run, its figures."""
-    found: dict[str, list[Figures]] = {way: [] for way in _WAYS}
+    ways = given.way or _WAYS
+    found: dict[str, list[Figures]] = {way: [] for way in ways}
     with measured_database(given.database_url) as database:
         async with provider_server() as provider:
             for _ in range(given.runs):
-                for way in _WAYS:
+                for way in ways:
                     found[way].append(await turn(database, provider, way, given.old, given.requests))
     return found
 
@@ -178,6 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.retention", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--way", action="append", choices=_WAYS, help="only this one; may be repeated")
     parser.add_argument("--old", type=int, default=300_000, help="results that are old")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--database-url", help="a server to measure on instead of one of our own")

@@ -1,1 +1,1 @@
-select pgnexus.ensure_partitions(now() - interval '3 months', 3)
+select pgnexus.ensure_partitions(now() - interval '4 months', 4)
