@@ -29,6 +29,7 @@ class Clock:
         self._path = path
         self._offset = 0.0
         self._write()
+        _sweep()
 
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to go by this clock; raises RuntimeError where it cannot."""
@@ -53,3 +54,11 @@ class Clock:
         draft = self._path.with_suffix(".draft")
         draft.write_text(f"{self._offset:+.3f}\n")
         draft.replace(self._path)  # never half a line
+
+
+def _sweep() -> None:
+    """Remove what processes that were killed have left of their clocks in shared memory."""
+    for left in Path("/dev/shm").glob("*faketime_s[he]m_*"):
+        pid = left.name.rpartition("_")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            left.unlink(missing_ok=True)

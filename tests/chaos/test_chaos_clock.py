@@ -63,3 +63,15 @@ def test_one_started_later_has_the_clock_as_it_is_then(tmp_path: Path) -> None:
     clock.jump(-2 * HOUR)
     with child(clock) as process:
         assert asked(process) == pytest.approx([-2 * HOUR, -2 * HOUR, 0], abs=60)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    with child(Clock(tmp_path / "clock")) as process:
+        asked(process)
+        left = [
+            path for path in Path("/dev/shm").iterdir() if path.name.endswith(f"faketime_shm_{process.pid}")
+        ]
+        process.kill()
+    Clock(tmp_path / "another")
+    assert len(left) == 1
+    assert not left[0].exists()
