@@ -273,6 +273,7 @@ class TestRubbish:
                 "timestamp": "rubbish",
             },
             {"usage": {"prompt_tokens": -1, "completion_tokens": 1.5, "total_tokens": 10**40}, "cost": "1e5"},
+            {"cached": "perhaps", "shared": 7, "estimated": {}},
             {"status": "failed"},
             {"status": "failed", "error": {"type": 5, "message": None, "retryable": "yes"}},
             {"status": "failed", "error": "it broke"},
@@ -338,7 +339,7 @@ anything = st.recursive(
 names = st.sampled_from(
     ["v", "messages", "status", "complexity", "model", "provider", "reply_to", "deadline", "priority", "max_tokens",
      "temperature", "stop", "seed", "tools", "response_format", "response", "message", "usage", "cost", "latency_ms",
-     "attempts", "finish_reason", "error", "timestamp", "agent_id", "metadata"]
+     "attempts", "finish_reason", "error", "timestamp", "agent_id", "metadata", "cached", "shared", "estimated"]
 )  # fmt: skip
 statuses = st.sampled_from(["success", "failed", "timeout", "cancelled"])
 

@@ -16,6 +16,12 @@ from pgnexus.storable import check
 
 JobStatus = Literal["scheduled", "enqueued", "success", "failed", "timeout", "cancelled"]
 
+_FLAGS = (
+    "cached",
+    "shared",
+    "estimated",
+)  # in ``output`` as they came, and a foreign answer may have anything there
+
 
 class Filters(TypedDict, total=False):
     """What `JobResult.search` looks for; what is absent or None matches everything."""
@@ -77,6 +83,7 @@ class JobResult:
         output = self.output if isinstance(self.output, dict) else {}
         return LLMResult.model_validate(
             output
+            | {name: output.get(name) is True for name in _FLAGS}
             | {
                 "request_id": self.request_id,
                 "status": cast(Status, self.status),
