@@ -94,7 +94,11 @@ class Waiters:
         if self._look_at_all or not names or now - self._looked_at_all >= self._poll_interval:
             names, self._look_at_all, self._looked_at_all = set(self._waiting), False, now
         ids = list(names)
-        for start in range(0, len(ids), _LOOK_AT_ONCE):
-            for found in await JobResult.find(self._db, ids[start : start + _LOOK_AT_ONCE], ended=True):
-                self.deliver(found.to_result())
+        try:
+            for start in range(0, len(ids), _LOOK_AT_ONCE):
+                for found in await JobResult.find(self._db, ids[start : start + _LOOK_AT_ONCE], ended=True):
+                    self.deliver(found.to_result())
+        except BaseException:
+            self._named |= names
+            raise
         return None
