@@ -25,58 +25,26 @@ TASK_COMPLEXITY: Final[dict[str, Complexity]] = {
 
 _LOOKED_AT: Final = 8_000  # characters, half of them from the beginning and half from the end
 
-# beginnings of words, and phrases, of English and a few of German
+# Beginnings of words, and phrases, of English and a few of German.
 _HARD: Final = (
-    *("architect", "architekt", "design", "redesign", "entwirf", "refactor", "migrat", "optimiz", "optimis"),
-    *(
-        "debug",
-        "diagnos",
-        "prove",
-        "proof",
-        "beweis",
-        "derivation",
-        "theorem",
-        "strateg",
-        "deadlock",
-        "concurren",
-    ),
-    *("distributed", "verteilte", "scalab", "algorithm", "implement", "evaluat", "critique", "investigat"),
-)
+    "architect", "architekt", "design", "redesign", "entwirf", "refactor", "migrat", "optimiz", "optimis",
+    "debug", "diagnos", "prove", "proof", "beweis", "derivation", "theorem", "strateg", "deadlock",
+    "concurren", "distributed", "verteilte", "scalab", "algorithm", "implement", "evaluat", "critique",
+    "investigat",
+)  # fmt: skip
 _HARD_PHRASES: Final = ("trade-off", "tradeoff", "root cause", "race condition", "step by step", "in depth")
 _WORK: Final = (
-    *(
-        "write",
-        "schreib",
-        "explain",
-        "erklär",
-        "compar",
-        "vergleich",
-        "plan",
-        "review",
-        "fix",
-        "draft",
-        "analy",
-    ),
-    *("describ", "solve", "calculat", "rewrit"),
-)
+    "write", "schreib", "explain", "erklär", "compar", "vergleich", "plan", "review", "fix", "draft",
+    "analy", "describ", "solve", "calculat", "rewrit",
+)  # fmt: skip
 _EASY: Final = (
-    *(
-        "classif",
-        "klassifizier",
-        "categori",
-        "extract",
-        "translat",
-        "übersetz",
-        "summari",
-        "label",
-        "sentiment",
-    ),
-    *("spam", "rephras", "proofread", "convert", "capitali", "spell", "hello", "thank"),
-)
+    "classif", "klassifizier", "categori", "extract", "translat", "übersetz", "summari", "label",
+    "sentiment", "spam", "rephras", "proofread", "convert", "capitali", "spell", "hello", "thank",
+)  # fmt: skip
 _EASY_PHRASES: Final = (
-    *("yes or no", "true or false", "one word", "what is the", "who is", "who was", "who wrote", "how many"),
-    *("how old", "how far", "when did", "when was", "where is"),
-)
+    "yes or no", "true or false", "one word", "what is the", "who is", "who was", "who wrote", "how many",
+    "how old", "how far", "when did", "when was", "where is",
+)  # fmt: skip
 _CONSTRAINTS: Final = frozenset(
     ("must", "should", "shall", "least", "most", "without", "except", "unless", "ensure", "exactly", "never")
 )

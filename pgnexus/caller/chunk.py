@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pgnexus.messages import LLMResult
 
-# Past the numbers of chunks that are stored late, when their answer is: what we number is none of them.
+# The chunks that we add are numbered so far past the last one that was read: others may yet be stored, with the answer.
 _BEYOND = 1000
 
 

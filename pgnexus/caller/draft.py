@@ -88,7 +88,7 @@ _LOCAL = (
     "job_id",
 )
 _AS_TEXT = ("tools", "response_format")
-_LONGEST = 10 * 365 * 86400.0
+_LONGEST = 10 * 365 * 86400.0  # seconds ahead that anything may be; further is a slip
 _GRACE = 30.0  # seconds past a request's deadline for its timeout to be stored and told
 _KNOWN = frozenset(Options.__annotations__)
 

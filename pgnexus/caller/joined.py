@@ -104,8 +104,9 @@ class JoinedConnection:
             text = query.replace("%(requests)s", ":requests").replace("%(notify)s", ":notify")
             found = await _whole(self._connection.execute(sqlalchemy.text(text), params or {}))
             return found.fetchall() if found.returns_rows else []
-        own = isinstance(self._connection, psycopg.AsyncConnection)
-        kind: Any = psycopg.AsyncCursor if own else psycopg.Cursor  # the caller's may read other placeholders
+        is_async = isinstance(self._connection, psycopg.AsyncConnection)
+        # Not the connection's own kind of cursor, which may read other placeholders.
+        kind: Any = psycopg.AsyncCursor if is_async else psycopg.Cursor
         cursor = kind(self._connection, row_factory=tuple_row)
         await _whole(cursor.execute(query, params))
         return await _whole(cursor.fetchall()) if cursor.description else []

@@ -17,10 +17,7 @@ from pgnexus.caller.request_worker import Accepted
 from pgnexus.caller.stored import StoredRequests
 from pgnexus.caller.stream import ResultStream
 from pgnexus.caller.vision import check_usable
-from pgnexus.errors import (
-    InvalidRequest,
-    ResultPending,
-)
+from pgnexus.errors import InvalidRequest, ResultPending
 from pgnexus.messages import Complexity, LLMResult, complexity_for
 
 

@@ -1,4 +1,4 @@
-"""Under every verb: its options that all share, its settings and output, and its end as an exit code."""
+"""Under every verb: the options that all share, its settings and output, and its end as an exit code."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Waiting:
-    """Around what ends with a result, `call` or `wait`; a failed one ends it with an error that has the result."""
+    """Around a `call` or a `wait`: both end with a result, or with an error that has one."""
 
     def __init__(self, span: tracing.Scope) -> None:
         self._span = span

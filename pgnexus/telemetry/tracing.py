@@ -21,9 +21,8 @@ else:
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
-_LOOK_AGAIN = (
-    1.0  # seconds: while nobody has set one, OpenTelemetry goes through the environment each time it is asked
-)
+# Seconds: while nobody has set a provider, OpenTelemetry goes through the environment each time it is asked for one.
+_LOOK_AGAIN = 1.0
 
 _own_provider: TracerProvider | None = None
 _global_provider: TracerProvider | None = None
