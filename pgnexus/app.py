@@ -165,9 +165,8 @@ class App:
                 # Its own listener, for one that runs takes no more channels.
                 listener = self._listener()
                 nexus = NexusService(db, listener, notifier, self.settings, self._providers(self.settings))
-                async with (
-                    AsyncExitStack() as begun
-                ):  # what has begun ends when the rest cannot: this is tried again
+                # What has begun ends when the rest cannot start: this is tried again.
+                async with AsyncExitStack() as begun:
                     begun.push_async_callback(listener.stop)
                     await listener.start()
                     begun.push_async_callback(nexus.stop)
@@ -232,6 +231,17 @@ async def open(
         await app.stop()
 
 
+def open_sync(
+    settings: Settings | None = None,
+    *,
+    nexus: bool | None = None,
+    providers: ProviderMaker = build_providers,
+    **overrides: Any,
+) -> SyncLLMService:
+    """`open` for code that is not asynchronous: `with pgnexus.open_sync() as llm`."""
+    return SyncLLMService(lambda: open(settings, nexus=nexus, providers=providers, **overrides))
+
+
 @asynccontextmanager
 async def executor(
     *flows: Blueprint,
@@ -276,14 +286,3 @@ def load_flow(path: str) -> Blueprint:
     if not isinstance(flow, Blueprint):
         raise InvalidSettings(f"flows: {path!r} is no Flow")
     return flow
-
-
-def open_sync(
-    settings: Settings | None = None,
-    *,
-    nexus: bool | None = None,
-    providers: ProviderMaker = build_providers,
-    **overrides: Any,
-) -> SyncLLMService:
-    """`open` for code that is not asynchronous: `with pgnexus.open_sync() as llm`."""
-    return SyncLLMService(lambda: open(settings, nexus=nexus, providers=providers, **overrides))

@@ -119,19 +119,6 @@ class View:
         )
 
 
-def _calls(seen: Mapping[str, Any]) -> list[CallsNow]:
-    """All together, then by model, also of models that have only calls under way."""
-    flying = {(one["provider"], one["model"]): one["calls"] for one in seen["calls_in_flight"]}
-    found = [_ended(one, flying.pop((one["provider"], one["model"]), 0)) for one in seen["calls"]]
-    return found + [CallsNow(*who, 0, {}, 0, None, None, None, calls) for who, calls in flying.items()]
-
-
-def _ended(one: Mapping[str, Any], in_flight: int) -> CallsNow:
-    named = {"provider": one["provider"] or "", "model": one["model"] or "", "in_flight": in_flight}
-    cost = None if one["cost"] is None else Decimal(str(one["cost"]))
-    return CallsNow(**{**one, **named, "cost": cost})
-
-
 @dataclass(frozen=True, slots=True)
 class Spent:
     """What was spent since a moment; ``unpriced`` calls used tokens at a price that is not known."""
@@ -146,3 +133,16 @@ class Spent:
         """By UTC days and months. Reads the books of the month: seconds, when there are many."""
         today, month = [cls(*row) for row in await db.query("spent")]
         return today, month
+
+
+def _calls(seen: Mapping[str, Any]) -> list[CallsNow]:
+    """All together, then by model, also of models that have only calls under way."""
+    flying = {(one["provider"], one["model"]): one["calls"] for one in seen["calls_in_flight"]}
+    found = [_ended(one, flying.pop((one["provider"], one["model"]), 0)) for one in seen["calls"]]
+    return found + [CallsNow(*who, 0, {}, 0, None, None, None, calls) for who, calls in flying.items()]
+
+
+def _ended(one: Mapping[str, Any], in_flight: int) -> CallsNow:
+    named = {"provider": one["provider"] or "", "model": one["model"] or "", "in_flight": in_flight}
+    cost = None if one["cost"] is None else Decimal(str(one["cost"]))
+    return CallsNow(**{**one, **named, "cost": cost})
