@@ -58,7 +58,7 @@ async def prune(
     """
     skip: list[str] = []  # months that go as a whole, at another time: their rows need not go one by one
     for part in parts:
-        if part.keep is None:
+        if part.keep is None or not wanted():
             continue
         rows = size = 0
         async for found in _slices(db, part, skip, dry_run, rest):
