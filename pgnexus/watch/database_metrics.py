@@ -13,6 +13,7 @@ import psycopg
 
 from pgnexus.db.connection import connect_blocking, sever
 from pgnexus.db.queries import load
+from pgnexus.printable import one_line
 from pgnexus.watch.view import View
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class DatabaseMetrics:
         except TimeoutError:
             return None
         except (psycopg.Error, OSError) as error:
-            log.warning("metrics: the database does not answer: %s", " ".join(str(error).split()))
+            log.warning("metrics: the database does not answer: %s", one_line(error))
             return None
 
     def _ask(self) -> View:
