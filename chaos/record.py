@@ -80,9 +80,22 @@ class Record:
         if not kills:
             return False
         silent = self.last_signs.get(call.worker, call.began) < call.over + _MOMENT
-        soon = any(began <= call.over + _MOMENT for began in kills)
         fresh = any(began - call.began < 0.5 for began in kills)
-        return silent or (soon and self.away(call.worker, call.began, call.over)) or (fresh and not charged)
+        cut_off = any(self._cut_off(call.worker, call.over, began) for began in kills)
+        return silent or cut_off or (fresh and not charged)
+
+    def _cut_off(self, worker: str, since: float, until: float) -> bool:
+        """Whether one fault after the other kept this worker from the database all the time."""
+        kinds = (*FREEZES, *OUTAGES, *NETWORK)
+        spans = sorted(
+            (one.began - _MOMENT, one.healed + _MOMENT)
+            for one in self.struck
+            if one.fault in kinds and (not one.targets or worker in one.targets)
+        )
+        for begin, end in spans:
+            if begin <= since:
+                since = max(since, end)
+        return since >= until
 
     def killed(self, worker: str, begin: float, end: float) -> bool:
         return self._hit(("kill worker",), worker, begin, end)

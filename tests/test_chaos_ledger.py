@@ -241,6 +241,15 @@ def test_a_note_may_be_lost_with_a_worker_that_could_not_store_it() -> None:
     assert found(seen) == set()
 
 
+def test_a_note_may_be_lost_with_a_worker_that_was_cut_off_until_it_was_killed() -> None:
+    seen = replace(well(), attempts=[])
+    seen.record.last_signs["w1"] = 8.5  # sent before, and held up on its way
+    seen.record.struck += [Struck("hang", 0.5, 5.0, ("w1",)), Struck("kill worker", 9.0, 12.0, ("w1",))]
+    assert found(seen) == {"account"}
+    seen.record.struck.append(Struck("freeze", 4.5, 9.0, ("w1",)))
+    assert found(seen) == set()
+
+
 def test_logs_tell_who_was_late(tmp_path: Path) -> None:
     clock = tmp_path / "w1.clock"
     lines = [
