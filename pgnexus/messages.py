@@ -268,7 +268,8 @@ class LLMResult(BaseModel):
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
         """The calls the model asks for, in the form of OpenAI's chat completions."""
-        return list((self.message or {}).get("tool_calls") or [])
+        calls = (self.message or {}).get("tool_calls")
+        return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
 
     @property
     def ok(self) -> bool:

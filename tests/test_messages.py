@@ -170,6 +170,13 @@ class TestResults:
         empty = LLMResult(request_id=NAME, status="failed")
         assert (empty.text, empty.tool_calls, empty.ok) == ("", [], False)
 
+    @pytest.mark.parametrize(
+        ("calls", "found"), [(5, []), ({"id": "1"}, []), (["no", {"id": "1"}], [{"id": "1"}])]
+    )
+    def test_of_tool_calls_of_an_odd_form_those_that_are_some(self, calls, found):
+        told = LLMResult(request_id=NAME, status="success", message={"tool_calls": calls})
+        assert told.tool_calls == found
+
 
 def test_ids_are_uuids_of_version_7_in_the_order_of_time():
     ids = [new_request_id() for _ in range(100)]
