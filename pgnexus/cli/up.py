@@ -70,7 +70,13 @@ async def _metrics(app: App, stack: AsyncExitStack) -> str | None:
     settings = app.settings
     if settings.metrics_port is None:
         return None
-    server = MetricsServer(settings.metrics_host, settings.metrics_port, app.url, lease=settings.worker_lease)
+    server = MetricsServer(
+        settings.metrics_host,
+        settings.metrics_port,
+        app.url,
+        lease=settings.worker_lease,
+        connect_timeout=settings.connect_timeout,
+    )
     return (await stack.enter_async_context(server)).url
 
 

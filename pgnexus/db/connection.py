@@ -116,9 +116,9 @@ async def connect(url: str, *, timeout: float, application_name: str = "pgnexus"
     return connection
 
 
-def connect_blocking(url: str, *, timeout: float) -> psycopg.Connection[Any]:
+def connect_blocking(url: str, *, timeout: float, application_name: str) -> psycopg.Connection[Any]:
     """`connect` for a thread of its own, with rows as tuples; raises psycopg's errors."""
-    parameters = {**_TCP, "application_name": "pgnexus heartbeat", **read_url(url), "client_encoding": "UTF8"}
+    parameters = {**_TCP, "application_name": application_name, **read_url(url), "client_encoding": "UTF8"}
     parameters["connect_timeout"] = max(2, math.ceil(timeout))
     connection: psycopg.Connection[Any] = psycopg.connect(
         make_conninfo("", **parameters), autocommit=True, prepare_threshold=None

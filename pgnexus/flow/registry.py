@@ -98,7 +98,9 @@ class Registry:
                 continue
             try:
                 if connection is None or connection.closed:
-                    connection = connect_blocking(self._url, timeout=self._connect_timeout)
+                    connection = connect_blocking(
+                        self._url, timeout=self._connect_timeout, application_name="pgnexus heartbeat"
+                    )
                 if self._sign(connection):
                     loop.call_soon_threadsafe(self._lost)
                 self._last_sign = time.monotonic()

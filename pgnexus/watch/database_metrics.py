@@ -101,7 +101,9 @@ class DatabaseMetrics:
 
     def _ask(self) -> View:
         if self._connection is None or self._connection.closed:
-            self._connection = connect_blocking(self._url, timeout=self._connect_timeout)
+            self._connection = connect_blocking(
+                self._url, timeout=self._connect_timeout, application_name="pgnexus metrics"
+            )
         guard = threading.Timer(_LONGEST, sever, [self._connection])
         guard.daemon = True
         guard.start()

@@ -13,10 +13,12 @@ from pgnexus.watch.database_metrics import DatabaseMetrics
 class MetricsServer:
     """Serves what this process counts and what the database knows, while its block runs; ``url`` says where."""
 
-    def __init__(self, host: str, port: int, database_url: str, *, lease: float) -> None:
+    def __init__(
+        self, host: str, port: int, database_url: str, *, lease: float, connect_timeout: float = 5.0
+    ) -> None:
         self._host = host
         self._port = port
-        self._database = DatabaseMetrics(database_url, lease=lease)
+        self._database = DatabaseMetrics(database_url, lease=lease, connect_timeout=connect_timeout)
         self.url = ""
 
     async def __aenter__(self) -> Self:
