@@ -16,11 +16,8 @@ from pgnexus.storable import check
 
 JobStatus = Literal["scheduled", "enqueued", "success", "failed", "timeout", "cancelled"]
 
-_FLAGS = (
-    "cached",
-    "shared",
-    "estimated",
-)  # in ``output`` as they came, and a foreign answer may have anything there
+# In ``output`` as they came: a foreign answer may have anything there.
+_FLAGS = ("cached", "shared", "estimated")
 
 
 class Filters(TypedDict, total=False):
