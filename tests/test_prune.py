@@ -446,7 +446,8 @@ class TestByItself:
     async def test_it_stops_between_two_slices(self, db):
         await results(db, 1600, 40 * DAY)
         [part] = [part for part in caller_parts(SETTINGS, 30 * DAY) if part.query == "prune_results"]
-        gone = await pruned(db, [part], wanted=lambda: False)
+        wanted = iter([True, False, False])  # until the first slice is done
+        gone = await pruned(db, [part, part], wanted=lambda: next(wanted))
         assert gone["results"].rows == 500
         assert len(await left(db)) == 1100
 
