@@ -52,7 +52,10 @@ class Settings(BaseSettings):
         5.0, gt=0, description="seconds until a database that is not there is an error"
     )
     pool_size: int = Field(
-        8, ge=1, le=200, description="connections a process holds at most, one to listen aside"
+        8,
+        ge=1,
+        le=200,
+        description="connections of a process's pool at most; one to listen, and those for signs of life, come on top",
     )
 
     # waiting
