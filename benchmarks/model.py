@@ -165,7 +165,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--call-ms", type=float)
     given = parser.parse_args(arguments)
     found = json.loads(given.found.read_text())
-    model = fitted(found)
+    try:
+        model = fitted(found)
+    except KeyError as lacking:
+        parser.error(f"{given.found} has no {lacking}: it takes a run of bulk and of enqueue")
     print(
         f"read from the run: {model.cpu * 1e6:.0f} us of processors a request, "
         f"{model.worker_cpu * 1e6:.0f} of them the worker's; "
