@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from system import answered, archived, messages, put, sql, started, until
 
+from pgnexus.db import schema
 from pgnexus.db.database import Database
 
 SHADOWED = {name: name for name in ("text", "uuid", "jsonb", "timestamptz", "int4", "interval", "numeric")}
@@ -160,3 +161,11 @@ async def test_a_flow_s_own_queue_goes_with_it(caller, db):
     await caller.execute("select pgflow.create_flow('mine')")
     await caller.execute("select pgflow.delete_flow_and_data('mine')")
     assert await sql(db, "select 1 from pgmq.meta where queue_name = 'mine'") == []
+
+
+async def test_a_flow_s_row_does_not_have_a_lane_opened_by_the_next_migration(caller, database_url):
+    await caller.execute("select pgflow.create_flow('greedy')")
+    await caller.execute("update pgflow.flows set queue_name = 'ai_requests' where flow_slug = 'greedy'")
+    await schema.create_roles(database_url)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await caller.execute("select message from pgmq.q_ai_requests")

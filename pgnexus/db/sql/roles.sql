@@ -35,7 +35,9 @@ grant insert, select (msg_id) on pgmq.q_ai_results to pgnexus_nexus;
 -- what both use: the engine and its flows' queues, the queues' catalogue, what crosses
 select pgflow.create_queue(q.name)
 from (select distinct pgflow.queue_of(f.flow_slug) as name from pgflow.flows f) q
-where exists (select from pgmq.meta m where m.queue_name = q.name);
+where exists (select from pgmq.meta m where m.queue_name = q.name)
+  -- anybody of either role may write a row of flows, and with it any name of a queue
+  and q.name not in ('ai_requests_interactive', 'ai_requests', 'ai_requests_batch', 'ai_results');
 grant select, insert, update, delete on all tables in schema pgflow to pgnexus_caller, pgnexus_nexus;
 grant execute on all functions in schema pgflow, pgmq, nexus_api to pgnexus_caller, pgnexus_nexus;
 grant select on pgmq.meta to pgnexus_caller, pgnexus_nexus;
