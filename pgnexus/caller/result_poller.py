@@ -60,8 +60,8 @@ class LlmResultPoller:
 
     async def _take(self) -> float | None:
         limit, notify = self._limit.size, self._notifier.claim(DONE_CHANNEL)
-        params = {"queue": self._queue, "limit": limit, "notify": notify}
-        rows = await self._limit.take(self._db.query("take_results", params), self._reject)
+        params = {"queue": self._queue, "limit": limit, "notify": notify, "wanted": self._waiters.wanted()}
+        rows = await self._limit.take(self._db.query("collect_results", params), self._reject)
         if rows is None:
             return 0
         ended = [row for row in rows if row.request_id is not None]
@@ -77,7 +77,7 @@ class LlmResultPoller:
     def _deliver(self, request_id: UUID, message: object) -> None:
         try:
             result = LLMResult.model_validate(message)
-        except ValidationError:
+        except ValidationError:  # or None: who waits came while it was taken
             result = None
         if result is not None and (result.ok or result.error is not None):
             self._waiters.deliver(result)

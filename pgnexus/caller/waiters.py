@@ -19,6 +19,7 @@ from pgnexus.looper import Looper
 from pgnexus.messages import DONE_CHANNEL, LLMResult
 
 _LOOK_AT_ONCE = 1000
+_NAME_AT_MOST = 2000
 
 
 class Waiters:
@@ -72,6 +73,10 @@ class Waiters:
         for future in self._waiting.pop(result.request_id, ()):
             if not future.done():
                 future.set_result(result)
+
+    def wanted(self) -> list[UUID] | None:
+        """Whose results are to be handed out; None for all, where the names are more than they save."""
+        return list(self._waiting) if len(self._waiting) <= _NAME_AT_MOST else None
 
     def is_waiting(self, request_id: UUID) -> bool:
         return request_id in self._waiting

@@ -70,6 +70,14 @@ language sql immutable set search_path = pg_catalog, pgnexus, pg_temp as $$
   from (select r.*, row_number() over (partition by r.request_id order by r.ordinal) as n from unnest(p_items) r) i
 $$;
 
+-- A message as it travels: what says no more than its absence would is left out, for it is stored twice more on its way.
+create function pgnexus.to_send(p_message jsonb) returns jsonb
+language sql immutable parallel safe as $$
+  select p_message - array[case when p_message ->> 'model' = 'auto' then 'model' else '' end,
+                           case when p_message ->> 'provider' = 'auto' then 'provider' else '' end,
+                           case when p_message ->> 'reply_to' = 'ai_results' then 'reply_to' else '' end]
+$$;
+
 -- Put messages on a lane. (pgmq's own function plans its statements anew each time, three deep.)
 create function pgnexus.send_requests(p_lane text, p_messages jsonb[]) returns void
 language plpgsql set search_path = pg_catalog, pgnexus, pg_temp as $$
@@ -234,7 +242,7 @@ begin
   end if;
 
   for v_lane, v_messages in
-    select pgnexus.lane(i.message ->> 'priority'), array_agg(i.message order by i.ordinal)
+    select pgnexus.lane(i.message ->> 'priority'), array_agg(pgnexus.to_send(i.message) order by i.ordinal)
     from unnest(v_new) i where (i.due_at <= v_now) is not false
     group by 1
   loop
