@@ -31,9 +31,11 @@ async def calls_alone(provider: ProviderServer, requests: int, at_once: int) -> 
             await answer.read()
 
     start = time.perf_counter()
-    await share_out(range(requests), min(at_once, requests), call)
-    seconds = time.perf_counter() - start
-    await http.release(calls_alone)
+    try:
+        await share_out(range(requests), min(at_once, requests), call)
+        seconds = time.perf_counter() - start
+    finally:
+        await http.release(calls_alone)
     return {"requests_per_second": requests / seconds, "seconds": seconds}
 
 

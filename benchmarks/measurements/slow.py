@@ -12,6 +12,8 @@ from benchmarks.measurements.calls import bulk, calls_alone
 from benchmarks.measurements.measurement import Measurement, Scene, Turn
 from benchmarks.report.figures import Figures
 
+_CALLS_AT_ONCE = 4000  # connections that nobody paces; more at once than the kernel's backlog take seconds
+
 
 def _slow(scene: Scene, name: str, requests: int, peers: bool) -> Sequence[Turn]:
     delay = scene.plan.slow_delay
@@ -19,7 +21,7 @@ def _slow(scene: Scene, name: str, requests: int, peers: bool) -> Sequence[Turn]
 
     async def calls() -> Figures:
         provider = await scene.vendors.get(delay)
-        return await calls_alone(provider, requests, requests)
+        return await calls_alone(provider, requests, min(requests, _CALLS_AT_ONCE))
 
     def turn(contestant: str, make: Contestant) -> Turn:
         async def run() -> Figures:
