@@ -120,6 +120,7 @@ class RequestDraft:
         messages: Messages,
         settings: Settings,
         unknown: Mapping[str, Any] = MappingProxyType({}),
+        /,  # whatever a caller's mapping has by these names is no option
         **options: Unpack[Options],
     ) -> RequestDraft:
         """Check everything that can be checked without the database; raises `InvalidRequest`.

@@ -59,6 +59,8 @@ MESSAGES = {
 }
 OPTIONS = {
     "an option that does not exist": ({"temprature": 1}, "temperature"),
+    "a parameter of ours": ({"settings": 1}, "settings"),
+    "a field that nobody knows": ({"unknown": {"colour": "red"}}, "unknown"),
     "a complexity that does not exist": ({"complexity": "hard"}, "complexity"),
     "two complexities": ({"complexity": "complex"}, "complexity"),
     "a negative timeout": ({"timeout": -1}, "timeout"),
