@@ -54,7 +54,9 @@ class InputFile:
                     yield InputLine(number, text)
 
     def count(self) -> int:
-        """How many lines there are to ask."""
+        """How many lines there are to ask. Raises `InvalidRequest` for what could not be read a second time."""
+        if self.path.is_fifo():
+            raise InvalidRequest(f"{self.path}: a pipe can be read only once; write it to a file first")
         return sum(1 for _ in self)
 
 

@@ -23,6 +23,9 @@ _OUTAGE: Final = 300.0  # seconds without a database until the batch gives up; i
 _LONGEST_WAIT: Final = 5.0
 _KEY_TTL: Final = 30 * 86400.0
 _HOW: Final = frozenset({"timeout", "priority", "agent_id"})  # options that leave the answer alike
+_NO_OPTIONS: Final = frozenset(
+    {"self", "complexity_or_model", "connection", "cancel_on_exit"}
+)  # arguments of `call`
 
 
 @dataclass
@@ -150,6 +153,8 @@ class BatchRun:
             raise InvalidRequest(f"not JSON: {error}") from None
         if not isinstance(asked, dict):
             raise InvalidRequest("not a JSON object")
+        if strange := asked.keys() & _NO_OPTIONS:
+            raise InvalidRequest(f"there is no option {min(strange)!r}")
         asked = {**self._defaults, **asked}
         if "prompt" in asked:
             if "messages" in asked:
@@ -202,7 +207,11 @@ class BatchRun:
 
 
 def _as_list(messages: Any) -> list[Any]:
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if not isinstance(messages, list):
+        raise InvalidRequest("prompt is no text, or messages no list of messages")
+    return messages
 
 
 def _told(name: str, result: LLMResult) -> dict[str, Any]:

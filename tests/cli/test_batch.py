@@ -1,6 +1,7 @@
 """`batch`: every line answered once, whatever happens on the way."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -53,11 +54,14 @@ class TestLines:
             {"prompt": "four", "messages": []},
             "[" * 20_000,
             {"prompt": "five", "id": 7},
+            {"prompt": 6},
+            {"prompt": "seven", "self": "me"},
+            {"prompt": "eight", "connection": "mine"},
         )
         ended = run("batch", source, "-o", target, "--agent-id", "b", "--system", "Be short.", "--json")
         assert ended.code == 1, ended
         out = {line["line"]: line for line in read(target)}
-        assert sorted(out) == [1, 3, 4, 5, 6, 7, 8, 9, 10]
+        assert sorted(out) == [1, *range(3, 14)]
         good = {number for number, line in out.items() if line["status"] == "success"}
         assert good == {1, 3, 10}
         assert (out[1]["id"], out[3]["id"], out[10]["id"]) == ("first", "3", "7")
@@ -71,11 +75,14 @@ class TestLines:
             7: "messages",
             8: "not both",
             9: "JSON",
+            11: "prompt is no text",
+            12: "no option 'self'",
+            13: "no option 'connection'",
         }.items():
             assert out[number]["error"]["type"] == "invalid_request"
             assert word in out[number]["error"]["message"]
             assert out[number]["request_id"] is None
-        assert (ended.document["done"], ended.document["failed"], ended.document["lines"]) == (9, 6, 9)
+        assert (ended.document["done"], ended.document["failed"], ended.document["lines"]) == (12, 9, 12)
         rows = run("requests", "--agent-id", "b", "--json").documents
         assert {row["request_id"] for row in rows} == {out[number]["request_id"] for number in good}
         assert {row["priority"] for row in rows} == {"batch"}
@@ -201,6 +208,13 @@ class TestLines:
         assert ended.code == 2
         assert "in.jsonl" in ended.err
         assert not target.exists()
+
+    def test_a_pipe_could_not_be_read_again(self, run, files):
+        source, target = files
+        os.mkfifo(source)
+        ended = run("batch", source, "-o", target)
+        assert ended.code == 2
+        assert "a pipe can be read only once" in ended.err
 
     def test_one_writer_at_a_time(self, files):
         _, target = files
