@@ -30,7 +30,7 @@ $$;
 
 -- Delete runs with all that is below them, or only tell what they have.
 create function pgflow.delete_runs(p_run_ids uuid[], p_dry boolean, out removed bigint, out bytes bigint)
-language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgflow, pg_temp set enable_seqscan = off set jit = off as $$
 begin
   select count(*) filter (where s.is_run), coalesce(sum(s.size), 0) into removed, bytes
   from (

@@ -177,7 +177,7 @@ $$;
 -- never be answered. Nothing of the array is stored then.
 create function pgnexus.enqueue(requests jsonb[], notify boolean default true)
 returns table (ordinal int, request_id uuid, status text, created boolean)
-language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := clock_timestamp();

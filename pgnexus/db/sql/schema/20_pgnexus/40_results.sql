@@ -126,7 +126,7 @@ $$;
 -- The same, with the results that ended their requests.
 create function pgnexus.record_results(p_messages jsonb[], p_notify boolean default true)
 returns table (request_id uuid, result jsonb)
-language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pgnexus, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 begin
   return query select e.request_id, e.result from pgnexus.ended_by(p_messages, pgnexus.end_requests(p_messages, p_notify), null) e;
@@ -172,7 +172,7 @@ $$;
 create function pgnexus.collect_results(p_queue text, p_limit int, p_notify boolean, p_wanted uuid[])
 returns table (taken int, request_id uuid, result jsonb)
 language plpgsql
-set search_path = pg_catalog, pgnexus, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+set search_path = pg_catalog, pgnexus, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 declare
   v_messages pgmq.message_record[] := pgnexus.pop_results(p_queue, p_limit);
 begin
