@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -239,13 +238,13 @@ def _check_times(local: dict[str, Any]) -> None:
         value = local.get(name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise InvalidRequest(f"{name}: {value!r} is not a number of seconds")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InvalidRequest(f"{name}: {value!r:.100} is not a number of seconds")
+        if not abs(value) <= _LONGEST:  # also what is no number, or so large that it cannot even be written
+            raise InvalidRequest(f"{name}: give seconds, of ten years at most")
         if value < 0 or (value == 0 and name != "delay"):
             least = "0 seconds or more" if name == "delay" else "more than 0 seconds"
             raise InvalidRequest(f"{name}: {value!r} must be {least}")
-        if value > _LONGEST:
-            raise InvalidRequest(f"{name}: {value!r} is more than ten years")
     key = local.get("idempotency_key")
     if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 500):
         raise InvalidRequest("idempotency_key: use 1 to 500 characters")

@@ -23,9 +23,8 @@ _OUTAGE: Final = 300.0  # seconds without a database until the batch gives up; i
 _LONGEST_WAIT: Final = 5.0
 _KEY_TTL: Final = 30 * 86400.0
 _HOW: Final = frozenset({"timeout", "priority", "agent_id"})  # options that leave the answer alike
-_NO_OPTIONS: Final = frozenset(
-    {"self", "complexity_or_model", "connection", "cancel_on_exit"}
-)  # arguments of `call`
+# Arguments of `call` that no line can give.
+_NO_OPTIONS: Final = frozenset({"self", "complexity_or_model", "connection", "cancel_on_exit"})
 
 
 @dataclass

@@ -66,6 +66,8 @@ OPTIONS = {
     "a negative timeout": ({"timeout": -1}, "timeout"),
     "no timeout at all": ({"timeout": 0}, "timeout"),
     "a timeout without end": ({"timeout": float("inf")}, "timeout"),
+    "a timeout that is NaN": ({"timeout": float("nan")}, "timeout"),
+    "a delay too large for anything": ({"delay": 10**5000}, "ten years"),
     "a timeout that is no number": ({"timeout": "60"}, "timeout"),
     "a timeout of a thousand years": ({"timeout": 4e10}, "timeout"),
     "a negative delay": ({"delay": -1}, "delay: -1 must be 0 seconds or more"),
