@@ -70,10 +70,10 @@ class Looper:
     def wake(self) -> None:
         """Have the work done now, or once more when it is under way; from any thread."""
         try:
-            home = self._loop is None or self._loop is asyncio.get_running_loop()
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
-            home = False
-        if home or self._loop is None:
+            running = None
+        if self._loop is None or self._loop is running:
             self._woken.set()
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._woken.set)
@@ -82,9 +82,11 @@ class Looper:
         """Let the round under way finish, then end; being cancelled meanwhile cancels that round."""
         self._stopping.set()
         self._woken.set()
-        if self._task is not None:
-            await self._task
-        _OUTAGE.forget(self)
+        try:
+            if self._task is not None:
+                await self._task
+        finally:
+            _OUTAGE.forget(self)
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
