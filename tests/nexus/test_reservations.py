@@ -54,6 +54,18 @@ async def test_calls_that_begin_together_are_one_row(db, one):
     assert rest == ["openai", "gpt-4o", 100, 1000, "0.5", []]
 
 
+async def test_a_call_that_cannot_be_estimated_takes_no_neighbour_with_it(db, one, caplog):
+    def fails() -> Estimate:
+        raise ValueError("nested too deep")
+
+    before = open_some(one, 1)[0]
+    strange = one.open(uuid4(), 1, 1, GPT, fails, ())
+    after = open_some(one, 1)[0]
+    await asyncio.gather(*(reservation.stored() for reservation in (before, strange, after)))
+    assert await rows(db) == [(1, 2)]
+    assert str(strange.key[0]) in caplog.text
+
+
 async def test_a_row_has_an_end(db, one):
     opened = open_some(one, 1200)
     await opened[-1].stored()

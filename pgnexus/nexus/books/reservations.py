@@ -26,16 +26,10 @@ from pgnexus.nexus.books.attempt import Charge, Estimate
 log = logging.getLogger(__name__)
 
 _MOST_A_ROW: Final = 500
-_GATHER: Final = (
-    0.01  # seconds in which calls are gathered that nobody waits for; instant ones have ended by then
-)
+_GATHER: Final = 0.01  # seconds in which calls gather that nobody waits for; instant ones have ended by then
 _LINGER: Final = 1.0  # seconds until rows that are done with go, when no others come
 _LONGEST_BACKOFF: Final = 1.0
-_OF_THE_MOMENT: Final = (
-    "40",
-    "55",
-    "57",
-)  # classes of SQLSTATE: a deadlock, a lock, a statement that was cancelled
+_OF_THE_MOMENT: Final = ("40", "55", "57")  # classes of SQLSTATE: deadlocks, locks, cancelled statements
 
 _Note = tuple[Any, ...]
 _Key = tuple[UUID, int, int]  # a request, how often it was taken up, and the number of the call then
@@ -161,9 +155,8 @@ class Reservations:
         row.open += 1
         if charges and not row.urgent:
             row.urgent = True
-            asyncio.get_running_loop().call_soon(
-                self._start
-            )  # what is noted in this turn of the loop goes together
+            # what is noted in this turn of the loop goes together
+            asyncio.get_running_loop().call_soon(self._start)
         if (before := self._open.get(reservation.key)) is not None:
             self._end(before)  # given back uncounted and taken again, before word came that it is booked
         self._open[reservation.key] = reservation
@@ -253,7 +246,7 @@ class Reservations:
         while True:
             row = self._rows.popleft() if self._rows else _Row(0)
             row.sent = True
-            row.fault = await self._store(row.number, [call.note() for call in row.calls if not call.ended])
+            row.fault = await self._store(row.number, _notes(row))
             row.calls.clear()
             row.stored.set()
             if row.lost:
@@ -293,3 +286,15 @@ class Reservations:
         seconds = random.uniform(0.05, min(_LONGEST_BACKOFF, 0.1 * 2.0 ** min(tries, 10)))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
+
+
+def _notes(row: _Row) -> list[_Note]:
+    """Of the calls that have not ended. One that cannot be estimated goes without; its neighbours must not."""
+    notes = []
+    for call in row.calls:
+        if not call.ended:
+            try:
+                notes.append(call.note())
+            except Exception:
+                log.exception("request %s: its call in flight is not noted", call.key[0])
+    return notes
