@@ -25,6 +25,12 @@ class Completion:
     usage: Usage
     mended: bool = False
 
+    def as_delta(self) -> Delta:
+        """The whole answer as one piece, for who streams from a vendor that does not."""
+        calls = self.message.get("tool_calls") or ()
+        told = tuple({"index": index, **call} for index, call in enumerate(calls))
+        return Delta(self.text or "", self.message.get("reasoning_content") or "", told)
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:

@@ -159,13 +159,3 @@ def _merge(into: dict[str, Any], more: Any) -> None:
     for vendor, values in more.items() if isinstance(more, dict) else ():
         if isinstance(values, dict):
             into.setdefault(vendor, {}).update(values)
-
-
-def told_at_once(completion: Completion) -> Delta:
-    """A whole answer as one piece, from a vendor that does not stream."""
-    calls = completion.message.get("tool_calls") or ()
-    return Delta(
-        completion.text or "",
-        completion.message.get("reasoning_content") or "",
-        tuple({"index": i, **call} for i, call in enumerate(calls)),
-    )

@@ -14,7 +14,8 @@ from pgnexus.errors import NoCandidate
 from pgnexus.providers.anyllm.http import open_client
 from pgnexus.providers.catalogue import Vendor
 
-_BLOCKING: Final = (
+# boto3 streams with blocking reads, which would stop this process
+_BLOCKING: Final = ("bedrock", "sagemaker")
     "bedrock",
     "sagemaker",
 )  # boto3 streams with blocking reads, which would stop this process

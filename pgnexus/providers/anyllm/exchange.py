@@ -11,12 +11,11 @@ MOST_OF_A_REFUSAL = 20_000
 class Exchange:
     """One call's request and answer; nothing of them is shown by ``repr``."""
 
-    __slots__ = ("body", "headers", "limit", "sent", "status", "where")
+    __slots__ = ("body", "headers", "limit", "status", "where")
 
     def __init__(self, where: str, limit: int) -> None:
         self.where = where
         self.limit = limit
-        self.sent = 0
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
         self.body = bytearray()

@@ -57,7 +57,6 @@ class _Transport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         exchange = CURRENT.get() or Exchange(request.url.host, 2**31)
-        exchange.sent += 1
         exchange.status = None
         exchange.body.clear()
         data = await request.aread()

@@ -88,7 +88,7 @@ class AnyLLMWire:
             if on_delta is None or not keywords.get("stream"):
                 whole = answers.completion(answer, model, self._any_llm, exchange)
                 if on_delta is not None:
-                    on_delta(answers.told_at_once(whole))
+                    on_delta(whole.as_delta())
                 return whole
             return await self._streamed(
                 answer, answers.Pieces(model, self._any_llm, exchange), on_delta, exchange
@@ -137,7 +137,6 @@ class AnyLLMWire:
         for name in _TALKERS:
             logger = logging.getLogger(name)
             logger.setLevel(max(logger.level, logging.WARNING))
-        logging.getLogger("any_llm").setLevel(
-            logging.ERROR
-        )  # it warns at every call of what is meant to be so
+        # it warns at every call of what is meant to be so
+        logging.getLogger("any_llm").setLevel(logging.ERROR)
         return Client(self._vendor, self._any_llm, self._key, loop)

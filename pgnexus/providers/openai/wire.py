@@ -26,7 +26,7 @@ from pgnexus.providers.http import HttpClient, proxy_for, within
 from pgnexus.providers.openai import chat, errors, responses
 from pgnexus.providers.openai.responses_stream import ResponsesStream
 from pgnexus.providers.openai.stream import AnswerStream, ChatStream
-from pgnexus.providers.provider import Completion, Delta, bare
+from pgnexus.providers.provider import Completion, bare
 
 if TYPE_CHECKING:
     from pgnexus.messages import LLMRequest
@@ -90,9 +90,7 @@ class OpenAIWire:
         if failure is not None:
             raise bare(failure)
         if on_delta is not None and stream is not None and not stream.told:  # a vendor that does not stream
-            calls = completion.message.get("tool_calls") or ()
-            told = tuple({"index": index, **call} for index, call in enumerate(calls))
-            on_delta(Delta(completion.text or "", completion.message.get("reasoning_content") or "", told))
+            on_delta(completion.as_delta())
         return completion
 
     async def close(self) -> None:
