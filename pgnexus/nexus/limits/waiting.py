@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -54,9 +54,6 @@ class Waiting:
 
     def __len__(self) -> int:
         return self._count
-
-    def __iter__(self) -> Iterator[Waiter]:
-        return (waiter for lane in self._lanes for line in lane.lines.values() for waiter in line)
 
     def amount(self, key: Key) -> Decimal:
         """What all of them want of one amount."""
