@@ -106,9 +106,8 @@ class Registry:
                 self._last_sign = time.monotonic()
                 told = False
             except (psycopg.Error, DatabaseUnavailable, OSError) as error:
-                if (
-                    not told and not self.is_alive()
-                ):  # the loops speak of an outage; this is what may come of it
+                # the loops speak of an outage; this is what may come of it
+                if not told and not self.is_alive():
                     told = True
                     log.warning("instance %s: its lease has run out: %s", self.instance_id(), one_line(error))
                 if connection is not None:

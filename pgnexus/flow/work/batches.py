@@ -56,9 +56,8 @@ class Outbox(Generic[Item]):
         self._waiting.append(item)
         if not self._scheduled and self._may_start():
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(
-                self._start
-            )  # what ends in this turn of the loop goes together
+            # what ends in this turn of the loop goes together
+            asyncio.get_running_loop().call_soon(self._start)
 
     def abandon(self) -> None:
         """Store nothing more."""

@@ -32,9 +32,8 @@ class Supply:
         self._waiting = waiting
         self._on_round = on_round
         self._blocks: dict[Key, Block] = {}
-        self._past: list[
-            Block
-        ] = []  # of days and months that are over, or of before this worker was given up
+        # of days and months that are over, or of before this worker was given up
+        self._past: list[Block] = []
         self._flagged: set[Block] = set()  # to be asked for at the next opportunity
         self._capped: set[Block] = set()  # others wait for what comes back to these
         self._sweep_at = 0.0
