@@ -16,9 +16,6 @@ from pgnexus.providers.catalogue import Vendor
 
 # boto3 streams with blocking reads, which would stop this process
 _BLOCKING: Final = ("bedrock", "sagemaker")
-    "bedrock",
-    "sagemaker",
-)  # boto3 streams with blocking reads, which would stop this process
 _READ_TIMEOUT: Final = 600.0
 _CONNECT_TIMEOUT: Final = 10.0
 
