@@ -95,6 +95,11 @@ class SyncLLMService:
             raise ServiceMisused(
                 "this SyncLLMService is closed, or was opened before a fork; open one in each process"
             )
+        if self._thread is threading.current_thread():
+            coroutine.close()
+            raise ServiceMisused(
+                "a SyncLLMService cannot be used in its own thread, which would wait for itself"
+            )
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()

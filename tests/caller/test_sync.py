@@ -13,6 +13,8 @@ import pytest
 from pgnexus.app import open_sync
 from pgnexus.caller.sync import SyncLLMService
 from pgnexus.errors import InvalidRequest, RequestCancelled, ResultPending, ServiceMisused
+from pgnexus.messages import LLMRequest
+from pgnexus.testing import FakeLLM
 from tests.system import fast
 
 
@@ -80,6 +82,17 @@ def test_outside_its_block_it_says_so(database_url: str) -> None:
         service.search()
     with pytest.raises(ServiceMisused, match="opened before"), service:
         pass
+
+
+def test_in_its_own_thread_it_does_not_wait_for_itself(database_url: str) -> None:
+    def asks_back(request: LLMRequest) -> str:
+        try:
+            return str(llm.search())
+        except ServiceMisused as error:
+            return str(error)
+
+    with open_sync(fast(database_url), nexus=True, providers=FakeLLM(asks_back)) as llm:
+        assert "in its own thread" in llm.call("simple", "Hello").text
 
 
 def test_its_methods_are_seen(llm: SyncLLMService) -> None:
