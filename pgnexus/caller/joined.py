@@ -95,8 +95,10 @@ class JoinedConnection:
 
     async def _run(self, query: str, params: dict[str, Any] | None = None) -> Rows:
         if self._library == "asyncpg":
-            text = query.replace("%(requests)s", "$1").replace("%(notify)s", "$2")
-            rows: Rows = await self._connection.fetch(text, *(params or {}).values())
+            text, values = query, params or {}
+            for place, name in enumerate(values, 1):
+                text = text.replace(f"%({name})s", f"${place}")
+            rows: Rows = await self._connection.fetch(text, *values.values())
             return rows
         if self._library == "sqlalchemy":
             import sqlalchemy  # noqa: PLC0415 - installed where such a connection comes from
