@@ -171,7 +171,8 @@ def print_result(output: Output, result: LLMResult, *, text: bool = True) -> Non
     if text:
         output.text(result.text)
     for call in result.tool_calls:
-        output.text(f"{call['function']['name']}({call['function']['arguments']})")
+        function = call.get("function") or {}
+        output.text(f"{function.get('name')}({function.get('arguments')})")
     output.say(f"[quiet]{summary(result)}[/quiet]")
 
 
