@@ -22,7 +22,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 import pgnexus
 from pgnexus import Flow, Prompt, telemetry
 from pgnexus.errors import RequestFailed
-from pgnexus.messages import new_request_id
+from pgnexus.messages import REQUEST_QUEUES, new_request_id
+from pgnexus.telemetry.queue import queue_of
 from tests.provider_server import answer
 from tests.system import fast, messages, put, running, until
 
@@ -332,3 +333,7 @@ except InvalidSettings as error:
             check=True,
         )
         assert 'pip install "pgnexus[telemetry]"' in done.stdout
+
+
+def test_the_lanes_are_those_of_the_wire() -> None:
+    assert {priority: queue_of(priority) for priority in REQUEST_QUEUES} == REQUEST_QUEUES
