@@ -255,6 +255,14 @@ class TestFromTheDatabase:
         assert shown(collector) == {("pgnexus_database_up", ()): 0}
         assert shown(collector)["pgnexus_database_up", ()] == 1
 
+    async def test_an_outage_is_told_of_once(self, unused_tcp_port, monkeypatch, caplog):
+        monkeypatch.setattr(database_metrics, "_KEEP", 0.0)
+        found = DatabaseMetrics(f"postgresql://127.0.0.1:{unused_tcp_port}/nowhere", lease=60)
+        for _ in range(3):
+            assert shown(found) == {("pgnexus_database_up", ()): 0}
+        found.close()
+        assert caplog.text.count("the database does not answer") == 1
+
     async def test_a_database_that_hangs_does_not_hold_up_a_scrape(
         self, collector, database_url, monkeypatch
     ):

@@ -53,6 +53,7 @@ class DatabaseMetrics:
         self._connection: psycopg.Connection[Any] | None = None
         self._look: Future[View] | None = None
         self._looked_at = float("-inf")
+        self._warned = False
 
     def describe(self) -> list[Metric]:
         """None by name, so that it can be registered while the database is away."""
@@ -92,12 +93,16 @@ class DatabaseMetrics:
                 self._look = self._thread.submit(self._ask)
             look = self._look
         try:
-            return look.result(_PATIENCE)
+            view = look.result(_PATIENCE)
         except TimeoutError:
             return None
         except (psycopg.Error, OSError) as error:
-            log.warning("metrics: the database does not answer: %s", one_line(error))
+            if not self._warned:  # once an outage, not once a scrape
+                log.warning("metrics: the database does not answer: %s", one_line(error))
+            self._warned = True
             return None
+        self._warned = False
+        return view
 
     def _ask(self) -> View:
         if self._connection is None or self._connection.closed:
