@@ -128,7 +128,7 @@ class RequestDraft:
         """
         given = _given(options)
         local = {name: given.pop(name) for name in _LOCAL if name in given}
-        _check_times(local)
+        _check_local(local)
         if "idempotency_key" in local:
             local.setdefault("idempotency_ttl", settings.idempotency_ttl)
         message = {**unknown, **_message(complexity_or_model, messages, given, settings)}
@@ -233,7 +233,7 @@ def _validated(message: dict[str, Any]) -> LLMRequest:
         raise InvalidRequest(f"request {message['request_id']}: {faults(error)}") from None
 
 
-def _check_times(local: dict[str, Any]) -> None:
+def _check_local(local: dict[str, Any]) -> None:
     for name in ("timeout", "delay", "idempotency_ttl"):
         value = local.get(name)
         if value is None:
@@ -245,6 +245,9 @@ def _check_times(local: dict[str, Any]) -> None:
         if value < 0 or (value == 0 and name != "delay"):
             least = "0 seconds or more" if name == "delay" else "more than 0 seconds"
             raise InvalidRequest(f"{name}: {value!r} must be {least}")
+    for name in ("workflow", "job_id"):
+        if not isinstance(local.get(name), str | None):
+            raise InvalidRequest(f"{name}: {local[name]!r:.100} is not a text")
     key = local.get("idempotency_key")
     if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 500):
         raise InvalidRequest("idempotency_key: use 1 to 500 characters")

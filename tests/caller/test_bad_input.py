@@ -66,6 +66,7 @@ OPTIONS = {
     "a negative timeout": ({"timeout": -1}, "timeout"),
     "no timeout at all": ({"timeout": 0}, "timeout"),
     "a timeout without end": ({"timeout": float("inf")}, "timeout"),
+    "a workflow that is no text": ({"workflow": 5}, "workflow"),
     "a timeout that is NaN": ({"timeout": float("nan")}, "timeout"),
     "a delay too large for anything": ({"delay": 10**5000}, "ten years"),
     "a timeout that is no number": ({"timeout": "60"}, "timeout"),
