@@ -243,6 +243,9 @@ class QueueConsumer:
             self._cancel(UUID(text) for text in payload.split(","))
         else:  # the listener is back, and may have missed some
             self._watcher.wake()
+            # a standby that took over may know of claims that were settled, or given back, on the one it followed
+            self.strays.doubt()
+            self._looper.wake()
 
     def _cancel(self, run_ids: Iterable[UUID]) -> None:
         now = time.monotonic()

@@ -44,6 +44,7 @@ class LLMRouter:
         gate: Gate | None = None,
         reservations: Reservations | None = None,
         waits: Callable[[str], bool] = lambda _: False,
+        alive: Callable[[], bool] = lambda: True,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._providers = providers
@@ -59,6 +60,7 @@ class LLMRouter:
             gate=gate,
             reservations=reservations,
             waits=waits,
+            alive=alive,
         )
         self._selector = Selector(settings, self._vendors, providers.keys())
         self.conditions: Conditions = {}

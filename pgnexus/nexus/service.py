@@ -62,6 +62,7 @@ class NexusService:
             gate=self._gate,
             reservations=self._reservations,
             waits=lambda scope: self.consumer.waits(scope),
+            alive=self.registry.is_alive,
         )
         workflow = LLMRequestWorkflow(self.router, settings, savings=Savings(db), chunks=self._chunks)
         self._settler = Settler(db, notifier, instance_id, on_booked=self._reservations.booked)

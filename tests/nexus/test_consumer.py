@@ -89,6 +89,20 @@ async def test_requests_claimed_in_a_call_that_broke_off_are_given_back(
     assert "1 requests had been claimed in calls that broke off" in caplog.text
 
 
+async def test_claims_that_a_standby_still_knows_are_given_back_when_it_takes_over(
+    database_url, db, llmock, answers
+):
+    async with started(database_url, llmock.base_url(), caller=False, poll_interval=60) as app:
+        async with db.connection() as connection, connection.transaction():
+            await connection.execute("select pgmq.send('ai_requests', %s::jsonb)", [request()])
+            claim = "select * from nexus.take_requests(%s, 10, 10)"  # settled on a primary that is lost
+            await connection.execute(claim, [app.nexus.registry.instance_id()])
+        cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgnexus listener'"
+        await sql(db, cut)
+        [answer] = await answered(db, "answers")
+    assert (answer["status"], answer["attempts"]) == ("success", 1)
+
+
 async def test_a_call_that_claims_and_fails_is_doubted(database_url, db, llmock, answers, caplog):
     async with started(database_url, llmock.base_url(), caller=False, poll_interval=60) as app:
         async with db.connection() as connection, connection.transaction():

@@ -194,6 +194,16 @@ class TestPaidFor:
         assert attempt.cost is not None
         assert attempt.cost > 0
 
+    async def test_a_worker_that_is_taken_for_dead_pays_for_nothing_more(self):
+        loaded = fast("postgresql://nowhere", routes={"medium": [FIRST]})
+        alive = [True, False]
+        router = LLMRouter(loaded, Script(openai=["ok", "ok"])(loaded), alive=lambda: alive.pop(0))
+        assert (await router.route(request())).error is None
+        errand = Errand(request())
+        with pytest.raises(asyncio.CancelledError):
+            await router.run(errand, router.selection(errand.request))
+        assert errand.calls == []
+
     async def test_an_answer_of_no_use_costs_what_the_vendor_counted(self):
         told = Usage(prompt_tokens=1000, completion_tokens=1000, total_tokens=2000)
         outcome = await travel(Script(openai=[BadAnswer("cut", usage=told), "ok"]))

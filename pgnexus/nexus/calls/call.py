@@ -56,7 +56,13 @@ class Call:
         """Whether the vendor was asked, so that the answer is its own."""
 
     async def make(self) -> Answer:
-        """The completion, the vendor's refusal, or which limit has no room for the call."""
+        """The completion, the vendor's refusal, or which limit has no room for the call.
+
+        Raises `asyncio.CancelledError` in a worker that is taken for dead, after a freeze: others have been given its
+        work, and would pay for the call once more.
+        """
+        if not self._with.alive():
+            raise asyncio.CancelledError("this worker's lease has run out")
         refusal = await self._admit()
         if refusal is not None:
             return refusal

@@ -43,7 +43,8 @@ class Errand:
 class Instruments:
     """What calls are made with; the parts that work through the database are None where there is none.
 
-    ``waits`` tells whether somebody is parked for a limit's scope.
+    ``waits`` tells whether somebody is parked for a limit's scope, ``alive`` whether others still take this worker for
+    alive.
     """
 
     settings: Settings
@@ -55,3 +56,4 @@ class Instruments:
     gate: Gate | None = None
     reservations: Reservations | None = None
     waits: Callable[[str], bool] = lambda _: False
+    alive: Callable[[], bool] = lambda: True
