@@ -20,6 +20,7 @@ from pgnexus.errors import DatabaseUnavailable
 from pgnexus.messages import LLMRequest, Usage
 from pgnexus.nexus.selection import Candidate, Selection
 from pgnexus.policy import RouteSettings
+from pgnexus.printable import one_line
 from pgnexus.providers.provider import Completion
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ class Savings:
         try:
             [row] = await self._db.query("look_up_answer", params)
         except (DatabaseUnavailable, psycopg.Error) as error:
-            log.warning("request %s: asked anew, no saving could be looked up: %s", request.request_id, error)
+            why = one_line(error)
+            log.warning("request %s: asked anew, no saving could be looked up: %s", request.request_id, why)
             return "ask"
         if row.how == "follow":
             return "follow"

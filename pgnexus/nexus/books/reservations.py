@@ -22,6 +22,7 @@ from pydantic_core import to_json
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.nexus.books.attempt import Charge, Estimate
+from pgnexus.printable import one_line
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Reservation:
         self._charges = charges
 
     def note(self) -> _Note:
-        """What nexus.reserve keeps of it."""
+        """What nexus.reserve keeps of it; raises what the estimate does."""
         expected, candidate = self._estimate(), self._candidate
         return (
             *self.key,
@@ -277,7 +278,7 @@ class Reservations:
                 await self._wait(tries)
             except psycopg.Error as error:
                 if self._closing.is_set() or (error.sqlstate or "")[:2] not in _OF_THE_MOMENT:
-                    log.error("calls in flight are not noted: %s", error)
+                    log.error("calls in flight are not noted: %s", one_line(error))
                     return error
                 await self._wait(tries)
         raise AssertionError("unreachable")

@@ -22,6 +22,7 @@ from pgnexus.errors import DatabaseUnavailable, ProviderError, TooManyRequests
 from pgnexus.looper import Looper
 from pgnexus.nexus.calls.complaints import is_the_requests_own
 from pgnexus.nexus.selection import Candidate
+from pgnexus.printable import one_line
 from pgnexus.providers.provider import Completion
 from pgnexus.settings import Settings
 
@@ -87,7 +88,7 @@ class Breakers:
             [row] = await self._db.query("probe_breaker", params)
             granted = row.granted
         except (DatabaseUnavailable, psycopg.Error) as error:
-            log.warning("%s: whether it may be probed is not known: %s", candidate, error)
+            log.warning("%s: whether it may be probed is not known: %s", candidate, one_line(error))
         finally:
             if not granted:
                 self._probing.discard(candidate)
@@ -141,7 +142,7 @@ class Breakers:
         try:
             await query
         except (DatabaseUnavailable, psycopg.Error) as error:
-            log.warning("a breaker was not told to the other workers: %s", error)
+            log.warning("a breaker was not told to the other workers: %s", one_line(error))
 
     async def _read(self) -> float | None:
         """What all workers together know; a row that is gone is a closed breaker."""

@@ -14,6 +14,7 @@ from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.nexus.limits.blocks import Block, Grant
 from pgnexus.nexus.limits.scopes import Rules
+from pgnexus.printable import one_line
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Leases:
         try:
             await self._db.query("prune_limits")
         except (DatabaseUnavailable, psycopg.Error) as error:
-            log.debug("limits: not pruned: %s", error)
+            log.debug("limits: not pruned: %s", one_line(error))
 
     async def renew(
         self, blocks: Sequence[Block], waiting: Mapping[Block, Decimal], now: float
@@ -60,7 +61,7 @@ class Leases:
             rows = await self._db.query("lease_limits", params)
         except (DatabaseUnavailable, psycopg.Error) as error:
             if not self._away:
-                log.warning("limits: calls wait until the database has counted them: %s", error)
+                log.warning("limits: calls wait until the database has counted them: %s", one_line(error))
             self._away = True
             for block, item in zip(blocks, items, strict=True):
                 block.unanswered(self._serial, item["give"])
