@@ -47,9 +47,10 @@ chaos: .venv/dev.stamp ## real processes under faults, judged by ledger; CHAOS_M
 chaos-short: .venv/dev.stamp ## three short rounds of it, as in CI
 	@$(BIN)/python -m chaos --rounds 3 --round-seconds 12 $(CHAOS)
 
-soak: .venv/dev.stamp ## the tests that kill things, SOAK_ROUNDS times (5), and a thousand drawn flows
+soak: .venv/dev.stamp ## the long tests, those that kill things SOAK_ROUNDS times (5), and a thousand drawn flows
 	@PGNEXUS_PROPERTY_EXAMPLES=1000 $(BIN)/pytest -q tests/flow/test_properties.py --timeout 3600
-	@for round in $$(seq $(SOAK_ROUNDS)); do echo "round $$round"; $(BIN)/pytest -q tests/survival || exit 1; done
+	@$(BIN)/pytest -q -m soak --ignore tests/survival
+	@for round in $$(seq $(SOAK_ROUNDS)); do echo "round $$round"; $(BIN)/pytest -q -m '' tests/survival || exit 1; done
 
 chaos-failover: .venv/dev.stamp ## kill the primary under load, promote its standby, and count; FAILOVER_RUNS (3)
 	@for run in $$(seq $(FAILOVER_RUNS)); do $(BIN)/python -m chaos.failover || exit 1; done
