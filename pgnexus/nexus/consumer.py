@@ -213,7 +213,10 @@ class QueueConsumer:
         claim = self._running.pop(task)
         self._calling.pop(task, None)
         self._shares.ended(claim)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():  # before its first step, or left to others by `stop`: nothing was settled
+            self.strays.doubt()
+            self._looper.wake()
+        elif (error := task.exception()) is not None:
             log.error("request %s: failed in our own code", claim.run_id, exc_info=error)
         if self._gathering is None and (self._hungry or self._parking.waiting):
             self._gathering = asyncio.get_running_loop().call_later(_GATHER, self._gathered)

@@ -103,6 +103,26 @@ async def test_claims_that_a_standby_still_knows_are_given_back_when_it_takes_ov
     assert (answer["status"], answer["attempts"]) == ("success", 1)
 
 
+async def test_a_claim_that_is_given_up_before_it_began_is_given_back(
+    database_url, db, llmock, answers, monkeypatch
+):
+    async with started(database_url, llmock.base_url(), caller=False, poll_interval=60) as app:
+        consumer = app.nexus.consumer
+        begin = consumer._begin
+
+        def begin_and_give_up(claims):
+            begin(claims)
+            if claims:  # in the same turn of the event loop
+                monkeypatch.undo()
+                consumer.strays._looks.clear()  # those that the start of the listener gave reason for
+                consumer.hurry()
+
+        monkeypatch.setattr(consumer, "_begin", begin_and_give_up)
+        await put(db, "ai_requests", request())
+        [answer] = await answered(db, "answers")
+    assert (answer["status"], answer["attempts"]) == ("success", 1)
+
+
 async def test_a_call_that_claims_and_fails_is_doubted(database_url, db, llmock, answers, caplog):
     async with started(database_url, llmock.base_url(), caller=False, poll_interval=60) as app:
         async with db.connection() as connection, connection.transaction():
