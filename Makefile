@@ -19,10 +19,10 @@ demo: .venv/demo.stamp ## one question through the full path, answered by a real
 	@$(BIN)/pgnexus demo
 
 test: .venv/dev.stamp ## the whole test suite, on the embedded PostgreSQL
-	@$(BIN)/pytest -n 4 -q
+	@$(BIN)/pytest -n 6 -q
 
 test-debian: .venv/dev.stamp ## the tests of the database on Debian's PostgreSQL 15
-	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 4 -q tests/db tests/test_roles.py \
+	@PGNEXUS_TEST_PG_BIN=$(DEBIAN_PG) $(BIN)/pytest -n 6 -q tests/db tests/test_roles.py \
 		tests/caller/test_service.py tests/caller/test_joined.py tests/caller/test_lock_order.py \
 		$(addprefix tests/flow/test_,contract.py locks.py properties.py) \
 		$(addprefix tests/nexus/test_,books.py books_locks.py breakers.py budgets.py chunks.py claim_snapshots.py \

@@ -33,8 +33,14 @@ def measured(server: Server, path: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+_QUICK = ("bulk", "alone", "enqueue")
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", [measurement.name for measurement in MEASUREMENTS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each.name, marks=() if each.name in _QUICK else pytest.mark.soak) for each in MEASUREMENTS],
+)
 def test_every_turn_has_figures(server: Server, tmp_path: Path, name: str) -> None:
     found = measured(server, tmp_path / "found.json", "--only", name)
 
@@ -47,6 +53,7 @@ def test_every_turn_has_figures(server: Server, tmp_path: Path, name: str) -> No
     assert all(f"| {name} | {contestant} |" in page for contestant in found["runs"][name])
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a_part_is_measured_again_and_a_run_goes_on(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "found.json"

@@ -37,6 +37,7 @@ def test_a_url_says_what_the_connection_string_said(conninfo: str) -> None:
     assert conninfo_to_dict(as_url(conninfo)) == conninfo_to_dict(conninfo)
 
 
+@pytest.mark.soak
 async def test_what_cannot_be_installed_is_told_with_its_reason(tmp_path: Path) -> None:
     peer = Peer("nobody", (str(tmp_path / "no-such-package"),), "with_nobody", "answers_count", told=True)
 

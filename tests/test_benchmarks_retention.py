@@ -11,6 +11,7 @@ from benchmarks.retention import main
 from tests.conftest import Server
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_all_that_is_old_goes_beside_the_load(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "found.json"

@@ -26,6 +26,7 @@ async def test_every_contestant_gets_the_whole_answer_and_the_first_words_of_a_s
         assert await server.calls() == 3
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a_run_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, table = tmp_path / "found.json", tmp_path / "found.md"

@@ -8,7 +8,7 @@ import asyncio
 from benchmarks.contestants.floor_worker import FloorWorker
 from benchmarks.contestants.system import settings_for
 from benchmarks.stage.child import greet, until_input_ends
-from pgnexus import collector
+from pgnexus import garbage
 from pgnexus.app import App
 
 
@@ -21,7 +21,7 @@ async def _floor(url: str, base_url: str, concurrency: int) -> None:
 async def _system(url: str, base_url: str, concurrency: int, *, poller: bool) -> None:
     app = App(settings_for(url, base_url, concurrency), caller=poller, nexus=True)
     await app.start()
-    collector.settle()
+    garbage.collect_seldom()
     greet("ready")
     await until_input_ends()
     await app.stop()

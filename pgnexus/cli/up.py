@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pgnexus import collector
+from pgnexus import garbage
 from pgnexus.app import App
 from pgnexus.cli import exits
 from pgnexus.cli.flow.input import flow_of
@@ -54,7 +54,7 @@ async def up(
             app = App(settings, caller="poller" in runs, nexus="nexus" in runs, flows=flows, report=working)
             interrupt.on_second(app.hurry)
             await app.start()
-            collector.settle()
+            garbage.collect_seldom()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(app.stop)
             metrics = await _metrics(app, stack)

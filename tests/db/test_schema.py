@@ -261,7 +261,7 @@ async def test_the_comparison_sees_a_difference(database_url: str) -> None:
 
 
 def test_no_forced_plan_is_compiled(database_url: str) -> None:
-    """A scan of a table without an index costs 1e10 where sequential ones are off: the server would compile it each time."""
+    """Where sequential scans are off, one that there has to be costs 1e10: the server would compile it each time."""
     found = rows(
         database_url, "select proname, proconfig from pg_proc where 'enable_seqscan=off' = any (proconfig)"
     )

@@ -344,4 +344,4 @@ async def test_a_crowd_of_parked_requests_slows_nobody(db, agents):
     print(looked)
     for name in statements:
         assert looked[99_000][name] <= looked[1_000][name] * 2 + 20, name
-    assert looked[99_000]["take"] < 1_000
+    assert looked[99_000]["take"] < 2_000

@@ -7,7 +7,7 @@ import gc
 _THRESHOLDS = (20_000, 20, 50)  # objects, and collections of the younger generation
 
 
-def settle() -> None:
+def collect_seldom() -> None:
     """To be called once everything has started: what there is by now stays, and need not be looked through again.
 
     A request leaves hardly any cycles behind, but thousands of objects are alive while hundreds of calls run. With
