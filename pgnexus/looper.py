@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 
+from pgnexus.backoff import backoff
 from pgnexus.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
-
-_FIRST_BACKOFF = 0.1
-_LAST_BACKOFF = 5.0
 
 
 class Outage:
@@ -98,7 +95,7 @@ class Looper:
             except Exception:
                 self._faults += 1
                 log.exception("%s: failed, goes on", self.name)
-                await _wait(self._stopping, self._backoff())
+                await _wait(self._stopping, backoff(self._faults))
             else:
                 self._after_success()
                 if pause is None:
@@ -115,13 +112,9 @@ class Looper:
     async def _after_outage(self, error: DatabaseUnavailable) -> None:
         _OUTAGE.begins(self, error)
         self._faults += 1
-        await _wait(self._stopping, _FIRST_BACKOFF * random.uniform(0.5, 1.5))
+        await _wait(self._stopping, backoff(0))
         if not self._stopping.is_set():  # a wake-up says that the listener has the database back
-            await _wait(self._woken, self._backoff())
-
-    def _backoff(self) -> float:
-        ceiling = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._faults, 10))
-        return random.uniform(_FIRST_BACKOFF, ceiling)
+            await _wait(self._woken, backoff(self._faults))
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
+from pgnexus.backoff import backoff
 from pgnexus.batcher import Batcher
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
@@ -15,7 +16,6 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 5.0  # seconds that one who leaves is kept waiting
 _TRIES = 20
-_LAST_BACKOFF = 5.0
 
 
 class Leaver:
@@ -56,7 +56,7 @@ class Leaver:
                 await self._batcher.submit(request_id)
                 return
             except DatabaseUnavailable:
-                await asyncio.sleep(min(_LAST_BACKOFF, 0.1 * 2.0**tries))
+                await asyncio.sleep(backoff(tries))
             except Exception:
                 log.exception(
                     "request %s: its caller has left, but it cannot be cancelled; it goes on", request_id

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,14 +15,13 @@ from contextlib import asynccontextmanager
 import psycopg
 from psycopg import sql
 
+from pgnexus.backoff import LAST, backoff
 from pgnexus.db.connection import Connection, connect, display, sever
 from pgnexus.db.queries import load
 from pgnexus.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
-_FIRST_BACKOFF = 0.1
-_LAST_BACKOFF = 5.0
 
 Callback = Callable[[str], None]
 
@@ -93,13 +91,12 @@ class Listener:
                 await asyncio.sleep(6 * self._keepalive)
             except (psycopg.Error, DatabaseUnavailable, OSError) as error:
                 self._lost(str(error))
-                ceiling = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._faults, 10))
+                await asyncio.sleep(backoff(self._faults))
                 self._faults += 1
-                await asyncio.sleep(random.uniform(_FIRST_BACKOFF / 2, ceiling))
             except Exception as error:
                 self._lost(f"{type(error).__name__}: {error}")
                 log.exception("the listener failed, goes on")
-                await asyncio.sleep(_LAST_BACKOFF)
+                await asyncio.sleep(LAST)
 
     def _lost(self, why: str) -> None:
         if self._warned is None:

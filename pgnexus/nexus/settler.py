@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
 import psycopg
 
+from pgnexus.backoff import backoff
 from pgnexus.batcher import Batcher
 from pgnexus.db.connection import is_data_fault
 from pgnexus.db.database import Database
@@ -63,7 +63,7 @@ class Settler:
                     raise
                 elif tries % 10 == 0:
                     log.warning("request %s: not settled yet: %s", settlement.claim.run_id, one_line(error))
-            await asyncio.sleep(random.uniform(0.05, min(5.0, 0.1 * 2.0 ** min(tries, 10))))
+            await asyncio.sleep(backoff(tries))
         raise AssertionError("unreachable")
 
     async def close(self) -> None:

@@ -11,10 +11,12 @@ import logging
 import random
 import time
 from dataclasses import replace
+from typing import Any
 
 from pydantic import ValidationError
 
-from pgnexus.errors import InternalFailure, ProviderError, RequestCancelled
+from pgnexus import storable
+from pgnexus.errors import InternalFailure, InvalidRequest, ProviderError, RequestCancelled
 from pgnexus.messages import LLMRequest, faults
 from pgnexus.nexus.books.attempt import Attempt
 from pgnexus.nexus.calls.errand import Errand
@@ -32,6 +34,7 @@ from pgnexus.telemetry import METERS
 log = logging.getLogger(__name__)
 
 FLOW_SLUG = "llm_request_workflow"
+_MAY_BE_DEEP = frozenset({"tools", "tool_choice", "response_format"})
 _LONGEST_DELAY = 300.0
 # seconds before a deadline in which its end is told: past it the caller's side would, which knows of no calls
 _TELLING = 0.25
@@ -120,9 +123,13 @@ class LLMRequestWorkflow:
         if isinstance(claim.input, str):
             return "the message is nested too deep, or has a number too long"
         try:
-            return LLMRequest.model_validate(claim.input)
+            request = LLMRequest.model_validate(claim.input)
+            _check_depth(claim.input)
+            return request
         except ValidationError as error:
             return f"the message is not a request of the wire, version 1: {faults(error)}"
+        except InvalidRequest as error:
+            return str(error)
         except RecursionError:
             return "the message is nested too deep"
 
@@ -177,6 +184,18 @@ class LLMRequestWorkflow:
         """Exponential, as pgflow's calculate_retry_delay, capped; with full jitter, so that a crowd comes apart."""
         ceiling: float = min(_LONGEST_DELAY, self._settings.retry_base_delay * 2.0 ** min(attempt, 30))
         return random.uniform(0, ceiling)
+
+
+def _check_depth(message: dict[str, Any]) -> None:
+    """What may be nested deeper than a vendor's JSON can be; plain words, which most messages are, cost no look.
+
+    Raises `InvalidRequest`.
+    """
+    for name in _MAY_BE_DEEP & message.keys():
+        storable.check(message[name], name)
+    for number, one in enumerate(message["messages"]):
+        if not isinstance(one, dict) or len(one) > 2 or not isinstance(one.get("content"), str):
+            storable.check(one, f"messages[{number}]")
 
 
 def _saved(saving: Saving | None, outcome: RouteOutcome) -> dict[str, object] | None:

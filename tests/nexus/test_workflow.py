@@ -152,3 +152,26 @@ def test_a_release_counts_no_attempt_and_says_nothing():
         False,
         False,
     )
+
+
+def nested(levels: int) -> dict[str, object]:
+    deep: dict[str, object] = {}
+    for _ in range(levels):
+        deep = {"items": deep}
+    return deep
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f", "parameters": nested(260)}}]),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "s", "schema": nested(260)}}),
+        ("messages", [{"role": "user", "content": [{"type": "text", "text": "Hello", "more": nested(260)}]}]),
+    ],
+)
+async def test_what_no_vendor_s_json_may_hold_is_refused_by_name(make, llmock, name, value):
+    settled = await make().run(claim(**{name: value}), [])
+    error = settled.details["error"]
+    assert (error["type"], llmock.requests) == ("invalid_request", [])
+    assert error["message"].startswith(name)
+    assert "nested deeper than 100 levels" in error["message"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import psycopg
 
+from pgnexus.backoff import backoff
 from pgnexus.db.connection import is_data_fault
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.portions import LARGEST_STATEMENT
@@ -108,7 +108,7 @@ class Outbox(Generic[Item]):
                     type(error).__name__,
                     one_line(error),
                 )
-            await asyncio.sleep(random.uniform(0.05, min(5.0, 0.1 * 2.0 ** min(tries, 10))))
+            await asyncio.sleep(backoff(tries))
         raise AssertionError("unreachable")
 
     async def _halve(self, batch: list[Item], error: Exception) -> None:

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _GATHER = 0.002  # seconds in which freed slots are gathered, so that a busy worker takes batches
 _TICK = 0.1  # seconds between looks for handlers that are past their timeout
 _LAST_WORDS = 10.0  # seconds to give back what is cancelled; a database that is away then is not waited for
+_COMMITS_LATE = 5.0  # seconds after which a statement is over whose connection broke
 _SOON = 0.05  # seconds until calls under way are looked at again
 _UNKNOWN_DELAY = 60.0  # seconds until somebody else may try a step that is unknown here
 
@@ -76,6 +77,7 @@ class Worker:
         self._strays: list[Fence] = []
         self._gathering: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
+        self._doubting: asyncio.TimerHandle | None = None
         listener.subscribe(TASKS_CHANNEL, lambda _: self._looper.wake())
         registry.on_lost(self._give_back)
 
@@ -103,7 +105,7 @@ class Worker:
             if not await self._outcomes.drained(_LAST_WORDS):
                 log.warning("%d tasks are left to others: they could not be given back", self.in_flight)
                 self._outcomes.abandon()
-        for timer in (self._gathering, self._ticking):
+        for timer in (self._gathering, self._ticking, self._doubting):
             if timer is not None:
                 timer.cancel()
         await self._watchdog.stop()
@@ -173,6 +175,12 @@ class Worker:
 
     def doubt(self) -> None:
         """A call broke off that may have claimed tasks of which nobody here knows."""
+        self._look_for_strays()
+        if self._doubting is not None:
+            self._doubting.cancel()
+        self._doubting = asyncio.get_running_loop().call_later(_COMMITS_LATE, self._look_for_strays)
+
+    def _look_for_strays(self) -> None:
         self._holdings.doubtful = True
         self._looper.wake()
 

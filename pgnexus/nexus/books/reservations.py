@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from uuid import UUID
 import psycopg
 from pydantic_core import to_json
 
+from pgnexus.backoff import backoff
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
 from pgnexus.nexus.books.attempt import Charge, Estimate
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _MOST_A_ROW: Final = 500
 _GATHER: Final = 0.01  # seconds in which calls gather that nobody waits for; instant ones have ended by then
 _LINGER: Final = 1.0  # seconds until rows that are done with go, when no others come
-_LONGEST_BACKOFF: Final = 1.0
+_LAST_BACKOFF: Final = 1.0
 _OF_THE_MOMENT: Final = ("40", "55", "57")  # classes of SQLSTATE: deadlocks, locks, cancelled statements
 
 _Note = tuple[Any, ...]
@@ -284,7 +284,7 @@ class Reservations:
         raise AssertionError("unreachable")
 
     async def _wait(self, tries: int) -> None:
-        seconds = random.uniform(0.05, min(_LONGEST_BACKOFF, 0.1 * 2.0 ** min(tries, 10)))
+        seconds = backoff(tries, last=_LAST_BACKOFF)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Sequence
 from uuid import UUID
 
 import psycopg
 
+from pgnexus.backoff import backoff
 from pgnexus.db.connection import is_data_fault
 from pgnexus.db.database import Database
 from pgnexus.errors import DatabaseUnavailable
@@ -128,7 +128,7 @@ class ChunkWriter:
                     flush.stream.stored(following.get(flush.stream.claim))
                 return
             tries += 1
-            await asyncio.sleep(random.uniform(0.05, min(_LAST_BACKOFF, 0.1 * 2.0 ** min(tries, 10))))
+            await asyncio.sleep(backoff(tries, last=_LAST_BACKOFF))
 
     async def _after_fault(self, flushes: Sequence[Flush], error: Exception) -> None:
         if len(flushes) > 1 and is_data_fault(error):
