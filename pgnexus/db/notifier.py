@@ -17,7 +17,7 @@ from pgnexus.errors import PgnexusError
 
 log = logging.getLogger(__name__)
 
-WINDOW = 0.005  # seconds
+WINDOW = 0.002  # seconds; less than one call after another takes, so that these never wait for it
 _IDS_A_NOTIFY = 200  # a payload of 8,000 bytes would be an error
 
 
