@@ -72,7 +72,7 @@ async def test_a_flood_leaves_another_agent_its_share_of_the_slots(database_url,
         assert early["B"] == 20
         # first a look notices B (0.25 s are five rounds of 20 slots), then both take turns
         assert early["A"] < 250
-        assert between <= 60
+        assert between <= 120  # of 1,000; looks and rounds of slots count, whatever the machine is at
         await everything(flood)
 
 
