@@ -624,19 +624,48 @@ def test_whatever_is_lost_a_reader_ends_with_the_stored_answer(data: st.DataObje
     assert all(not chunk.text for chunk in found if chunk.discard)
 
 
+class Disk:
+    """What a crash of the database leaves of its chunks: those that were written down, whether by and by or at once."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._claims: list[Any] = []
+
+    async def write(self) -> None:
+        async with self._db.connection() as connection, connection.transaction():
+            await connection.execute("lock table nexus.streams, nexus.chunks in share mode")
+            await connection.execute("drop table if exists public.on_disk")
+            await connection.execute("create table public.on_disk as select * from nexus.chunks")
+            self._claims = await self._holders(connection)
+
+    async def crash(self) -> None:
+        async with self._db.connection() as connection, connection.transaction():
+            await connection.execute("lock table nexus.streams, nexus.chunks in exclusive mode")
+            if await self._holders(connection) == self._claims:
+                await connection.execute("delete from nexus.chunks")
+                await connection.execute("insert into nexus.chunks select * from public.on_disk")
+                return
+        await self.write()  # the first flush of a claim is waited for, and all before it with it
+
+    @staticmethod
+    async def _holders(connection: psycopg.AsyncConnection[Any]) -> list[Any]:
+        return await (await connection.execute("select claim from nexus.streams")).fetchall()
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_whatever_happens_a_reader_ends_with_the_stored_answer(
     llm: LLMService, nexus: PlayedNexus, db: Database, seed: int
 ) -> None:
     chance = random.Random(seed)
+    disk = Disk(db)
+    await disk.write()
     handle = await llm.enqueue("simple", "Hello", stream=True)
     found: list[Chunk] = []
-    reading = asyncio.create_task(_restless(llm, handle.request_id, found, chance))
+    reading = asyncio.create_task(_restless(llm, handle.request_id, found, random.Random(seed)))
     part, old, text = await nexus.take(), [], ""
+    events = {"say": 9, "flush": 6, "write": 2, "discard": 1, "give back": 1, "thaw": 1, "crash": 1}
     for number in range(60):
-        what = chance.choices(["say", "flush", "discard", "give back", "thaw", "crash"], [9, 6, 1, 1, 1, 1])[
-            0
-        ]
+        [what] = chance.choices(list(events), list(events.values()))
         if what == "say":
             part.stream.put(Delta(text=f"{number} "))
             text += f"{number} "
@@ -651,12 +680,10 @@ async def test_whatever_happens_a_reader_ends_with_the_stored_answer(
             part, text = await nexus.take(), ""
         elif what == "thaw" and old:
             chance.choice(old).stream.put(Delta(text="late "))
+        elif what == "write":
+            await disk.write()
         elif what == "crash":
-            await sql(
-                db,
-                "delete from nexus.chunks where number >= (select max(number) from nexus.chunks) - %s",
-                chance.randint(0, 2),
-            )
+            await disk.crash()
     await part.answer(text + chance.choice(["", "and more"]))
     async with asyncio.timeout(20):
         await reading

@@ -1,4 +1,4 @@
-"""A server for one test alone, to be killed."""
+"""Servers for one test alone, to be killed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from pgnexus.db.embedded import EmbeddedServer
 async def own_server(server_dir: Path, pg_bin: Path | None) -> AsyncIterator[EmbeddedServer]:
     """With every safety on, as its users have it."""
     server = EmbeddedServer(server_dir / "data", pg_bin)
+    await asyncio.to_thread(server.start)
+    yield server
+    await asyncio.to_thread(server.stop)
+
+
+@pytest.fixture
+async def slow_server(server_dir: Path, pg_bin: Path | None) -> AsyncIterator[EmbeddedServer]:
+    """It writes down by itself what nobody waits for, but only after a while."""
+    server = EmbeddedServer(server_dir / "data", pg_bin, settings={"wal_writer_delay": "10s"})
     await asyncio.to_thread(server.start)
     yield server
     await asyncio.to_thread(server.stop)

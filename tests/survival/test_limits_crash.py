@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 
 from pgnexus.db import schema
 from pgnexus.db.database import Database
@@ -14,15 +10,6 @@ from pgnexus.db.embedded import EmbeddedServer
 from tests.nexus.gates import gate, passed
 from tests.survival.processes import opened, restart
 from tests.system import sql, until
-
-
-@pytest.fixture
-async def slow_server(server_dir: Path, pg_bin: Path | None) -> AsyncIterator[EmbeddedServer]:
-    """It writes down by itself what nobody waits for, but only after a while."""
-    server = EmbeddedServer(server_dir / "data", pg_bin, settings={"wal_writer_delay": "10s"})
-    server.start()
-    yield server
-    server.stop()
 
 
 async def test_a_call_at_once_that_was_given_back_is_free_after_a_crash(slow_server: EmbeddedServer) -> None:

@@ -26,7 +26,9 @@ create table nexus.chunks (
 -- Store one flush of each of many streams, and tell their readers. p_numbers are null for the first flush of a claim,
 -- which is numbered here, and begins with discard when another claim had written before. Said again after a commit
 -- cut off half-way it stores nothing twice. Returns each claim's next number; those that are missing are refused.
--- Not waited for until it is on disk: what a crash takes away here is in the stored answer all the same.
+-- Only the first flush of a claim is waited for until it is on disk. What a crash takes away of the later ones is in the
+-- stored answer all the same; but were all of a claim's chunks lost, the next one would begin with their numbers again,
+-- and a reader that comes back after one of them would take it for what he knows.
 create function nexus.store_chunks(
   p_request_ids uuid[], p_claims uuid[], p_attempts int[], p_numbers int[], p_discards boolean[], p_texts text[],
   p_reasonings text[], p_tool_calls jsonb[]
@@ -36,7 +38,9 @@ language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan
 declare
   v_held uuid[];
 begin
-  perform set_config('synchronous_commit', 'off', true);
+  if array_position(p_numbers, null) is null then
+    perform set_config('synchronous_commit', 'off', true);
+  end if;
   v_held := array(
     select i.claim from unnest(p_request_ids, p_claims) as i (request_id, claim)
     where i.claim = (select s.claim from nexus.streams s where s.request_id = i.request_id));
