@@ -22,7 +22,6 @@ from pgnexus.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
-
 Callback = Callable[[str], None]
 
 
@@ -53,6 +52,7 @@ class Listener:
         self._connect_timeout = connect_timeout
         self._keepalive = keepalive
         self._callbacks: dict[str, list[Callback]] = {}
+        self._on_connected: list[Callable[[], None]] = []
         self._private = f"pgnexus_keepalive_{secrets.token_hex(8)}"
         self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -64,6 +64,10 @@ class Listener:
         if self._task is not None:
             raise RuntimeError("subscribe before start")
         self._callbacks.setdefault(channel, []).append(callback)
+
+    def on_connected(self, callback: Callable[[], None]) -> None:
+        """Call it whenever the listener has connected, first or anew: to what may be another server; before `start`."""
+        self._on_connected.append(callback)
 
     async def start(self) -> None:
         """Connect; returns when it listens, or when the first try failed and it goes on trying."""
@@ -159,6 +163,8 @@ class Listener:
         self._faults = 0
         self.healthy = True
         self._tried.set()
+        for callback in self._on_connected:
+            callback()
         for channel in self._callbacks:
             self._dispatch(channel, "")
 

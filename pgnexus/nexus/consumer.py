@@ -70,6 +70,8 @@ class QueueConsumer:
         listener.subscribe(REQUESTS_CHANNEL, self._on_requests)
         listener.subscribe(PARKED_CHANNEL, self._on_parked)
         listener.subscribe(CANCEL_CHANNEL, self._on_cancel)
+        # a standby that took over may know of claims that were settled, or given back, on the one it followed
+        listener.on_connected(self._doubt)
         registry.on_lost(self._on_lost)
 
     def start(self) -> None:
@@ -113,15 +115,15 @@ class QueueConsumer:
 
     async def _take(self) -> float | None:
         try:
-            if self.strays.pause() == 0:
+            if self.strays.doubt.is_due:
                 await self.strays.give_back(
                     {(claim.run_id, claim.attempt) for claim in self._running.values()}
                 )
             pause = await self._take_all()
         except Exception:
-            self.strays.doubt()
+            self.strays.doubt.rise()
             raise
-        left = self.strays.pause()
+        left = self.strays.doubt.pause()
         return pause if left is None else left if pause is None else min(pause, left)
 
     async def _take_all(self) -> float | None:
@@ -214,8 +216,7 @@ class QueueConsumer:
         self._calling.pop(task, None)
         self._shares.ended(claim)
         if task.cancelled():  # before its first step, or left to others by `stop`: nothing was settled
-            self.strays.doubt()
-            self._looper.wake()
+            self._doubt()
         elif (error := task.exception()) is not None:
             log.error("request %s: failed in our own code", claim.run_id, exc_info=error)
         if self._gathering is None and (self._hungry or self._parking.waiting):
@@ -225,6 +226,10 @@ class QueueConsumer:
         for task in tuple(tasks):
             self._calling.pop(task)  # once: what it does to end in good order is not to be cut off as well
             task.cancel()
+
+    def _doubt(self) -> None:
+        self.strays.doubt.rise()
+        self._looper.wake()
 
     def _gathered(self) -> None:
         self._gathering = None
@@ -246,9 +251,6 @@ class QueueConsumer:
             self._cancel(UUID(text) for text in payload.split(","))
         else:  # the listener is back, and may have missed some
             self._watcher.wake()
-            # a standby that took over may know of claims that were settled, or given back, on the one it followed
-            self.strays.doubt()
-            self._looper.wake()
 
     def _cancel(self, run_ids: Iterable[UUID]) -> None:
         now = time.monotonic()

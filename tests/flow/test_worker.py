@@ -478,6 +478,22 @@ async def test_tasks_claimed_in_a_call_that_broke_off_are_given_back(database_ur
     assert "1 tasks had been claimed in calls that broke off" in caplog.text
 
 
+async def test_claims_that_a_standby_still_knows_are_given_back_when_it_takes_over(database_url, db):
+    flow = one_step(_answer)
+    async with started(database_url, flow, poll_interval=60) as app:
+        await app.executor.pause(flow)
+        handle = await app.executor.start(flow)
+        async with db.connection() as connection, connection.transaction():
+            await connection.execute("update pgflow.flows set paused_at = null")
+            claim = (
+                "select * from pgflow.claim_tasks(array['flow'], %s, 10)"  # ended on a primary that is lost
+            )
+            await connection.execute(claim, [app.flows.registry.instance_id()])
+        cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgnexus listener'"
+        await sql(db, cut)
+        assert await handle.result() == 1
+
+
 async def test_lost_connections_lose_and_double_nothing(database_url, db):
     flow, calls = Flow("flow"), []
 

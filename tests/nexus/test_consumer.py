@@ -82,7 +82,7 @@ async def test_requests_claimed_in_a_call_that_broke_off_are_given_back(
             await connection.execute(claim, [app.nexus.registry.instance_id()])
         assert [row.status for row in await sql(db, "select status from pgflow.runs")] == ["started"]
         assert consumer.in_flight == 0
-        consumer.strays.doubt()
+        consumer.strays.doubt.rise()
         await sql(db, "select pg_notify('pgnexus_requests', '')")
         [answer] = await answered(db, "answers")
     assert (answer["status"], answer["attempts"]) == ("success", 1)
@@ -114,7 +114,7 @@ async def test_a_claim_that_is_given_up_before_it_began_is_given_back(
             begin(claims)
             if claims:  # in the same turn of the event loop
                 monkeypatch.undo()
-                consumer.strays._looks.clear()  # those that the start of the listener gave reason for
+                consumer.strays.doubt._looks.clear()  # those that the start of the listener gave reason for
                 consumer.hurry()
 
         monkeypatch.setattr(consumer, "_begin", begin_and_give_up)

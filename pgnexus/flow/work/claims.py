@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from pgnexus.flow.doubt import Doubt
 from pgnexus.flow.work.plans import PlannedStep
 from pgnexus.storable import clean
 
@@ -119,14 +120,14 @@ class Holdings:
         self._reserved = 0
         self.held: set[Held] = set()
         self.open = True  # claims more, until this worker leaves
-        self.doubtful = False  # claims nothing until it is known what the database takes for held here
+        self.doubt = Doubt()  # while a look is due, it is not known what the database takes for held here
         self.calls = 0  # that may bring claims
 
     @contextmanager
     def reserve(self, most: int, *, ending: int = 0) -> Iterator[int]:
         """How many tasks a call may claim that ends ``ending`` of those held; 0 when nothing is to be claimed."""
         free = self._slots - len(self.held) - self._reserved
-        claim = max(0, min(most, free + ending)) if self.open and not self.doubtful else 0
+        claim = max(0, min(most, free + ending)) if self.open and not self.doubt.is_due else 0
         more = max(0, claim - ending)  # than the slots that it makes free itself
         self._reserved += more
         self.calls += claim > 0

@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 _GATHER = 0.002  # seconds in which freed slots are gathered, so that a busy worker takes batches
 _TICK = 0.1  # seconds between looks for handlers that are past their timeout
 _LAST_WORDS = 10.0  # seconds to give back what is cancelled; a database that is away then is not waited for
-_COMMITS_LATE = 5.0  # seconds after which a statement is over whose connection broke
 _SOON = 0.05  # seconds until calls under way are looked at again
 _UNKNOWN_DELAY = 60.0  # seconds until somebody else may try a step that is unknown here
 
@@ -77,8 +76,9 @@ class Worker:
         self._strays: list[Fence] = []
         self._gathering: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
-        self._doubting: asyncio.TimerHandle | None = None
         listener.subscribe(TASKS_CHANNEL, lambda _: self._looper.wake())
+        # a standby that took over may know of claims that had ended on the one it followed
+        listener.on_connected(self.doubt)
         registry.on_lost(self._give_back)
 
     @property
@@ -105,7 +105,7 @@ class Worker:
             if not await self._outcomes.drained(_LAST_WORDS):
                 log.warning("%d tasks are left to others: they could not be given back", self.in_flight)
                 self._outcomes.abandon()
-        for timer in (self._gathering, self._ticking, self._doubting):
+        for timer in (self._gathering, self._ticking):
             if timer is not None:
                 timer.cancel()
         await self._watchdog.stop()
@@ -118,17 +118,17 @@ class Worker:
     async def _take(self) -> float | None:
         if not self._registry.is_alive():
             return None
-        if self._holdings.doubtful:
+        if self._holdings.doubt.is_due:
             if self._holdings.calls:
                 return _SOON
-            await self._clear_doubt()
+            await self._give_back_strays()
         if self._strays:
             strays, self._strays = self._strays, []
             await self._store.give_back(strays, _UNKNOWN_DELAY)
         with self._holdings.reserve(MAX_BATCH) as limit:
             self._hungry = limit == 0
             if self._hungry:
-                return None
+                return self._holdings.doubt.pause()
             try:
                 rows = await self._store.claim(self._queues(), limit, self._flows.handlers)
                 await self._flows.learn({row.flow_slug for row in rows})
@@ -136,7 +136,7 @@ class Worker:
                 self.doubt()
                 raise
             self._begin(rows)
-        return 0 if len(rows) == limit else None
+        return 0 if len(rows) == limit else self._holdings.doubt.pause()
 
     def _begin(self, rows: Iterable[Any]) -> None:
         """Run these claims; the other end of every way on which they come."""
@@ -175,13 +175,7 @@ class Worker:
 
     def doubt(self) -> None:
         """A call broke off that may have claimed tasks of which nobody here knows."""
-        self._look_for_strays()
-        if self._doubting is not None:
-            self._doubting.cancel()
-        self._doubting = asyncio.get_running_loop().call_later(_COMMITS_LATE, self._look_for_strays)
-
-    def _look_for_strays(self) -> None:
-        self._holdings.doubtful = True
+        self._holdings.doubt.rise()
         self._looper.wake()
 
     def delayed(self) -> None:
@@ -212,12 +206,12 @@ class Worker:
             if held.task is not None:
                 held.cancel(Stop.GIVEN_BACK)
 
-    async def _clear_doubt(self) -> None:
+    async def _give_back_strays(self) -> None:
         """Give back what the database takes for running here, and is not; no call that claims is under way."""
-        rows = await self._store.held()
-        known = {held.fence for held in self._holdings.held}
-        strays = [tuple(row) for row in rows if tuple(row) not in known]
-        if strays:
-            log.warning("%d tasks had been claimed in calls that broke off; given back", len(strays))
-            await self._store.give_back(strays, 0.0)
-        self._holdings.doubtful = False
+        with self._holdings.doubt.look():
+            rows = await self._store.held()
+            known = {held.fence for held in self._holdings.held}
+            strays = [tuple(row) for row in rows if tuple(row) not in known]
+            if strays:
+                log.warning("%d tasks had been claimed in calls that broke off; given back", len(strays))
+                await self._store.give_back(strays, 0.0)
