@@ -71,7 +71,7 @@ class Assembly:
             return self._discard()
         if self._broken:
             return None
-        calls = tuple(row.tool_calls or ())
+        calls = _calls(row)
         self._texts.append(row.text)
         self._reasons = self._reasons or bool(row.reasoning)
         for call in calls:
@@ -111,6 +111,13 @@ class Assembly:
         return Chunk(self._last, discard=True)
 
 
+def _calls(row: StoredChunk) -> tuple[dict[str, Any], ...]:
+    """Its pieces of tool calls, as far as they are some: another program may have written them."""
+    calls = row.tool_calls if isinstance(row.tool_calls, list) else []
+    return tuple(call for call in calls if isinstance(call, dict) and isinstance(call.get("index", 0), int))
+
+
 def _arguments(call: dict[str, Any]) -> str:
     """The arguments of a tool call, or a piece of them."""
-    return str((call.get("function") or {}).get("arguments") or "")
+    function = call.get("function")
+    return str(function.get("arguments") or "") if isinstance(function, dict) else ""

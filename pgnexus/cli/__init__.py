@@ -35,7 +35,7 @@ _EPILOG: Final = (
     "Every setting is also read from pgnexus.toml and from the environment (PGNEXUS_DATABASE_URL, …). "
     "Without a database of your own an embedded PostgreSQL is started on demand. "
     "Exit codes: 0 ok, 1 failed, 2 usage, 3 database, 4 no result in time, 5 cancelled, 6 unknown, "
-    "130 interrupted."
+    "70 a fault in pgnexus itself, 130 interrupted."
 )
 
 app = typer.Typer(

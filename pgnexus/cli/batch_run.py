@@ -127,13 +127,10 @@ class BatchRun:
         return done.has(line) and not (self._retry_failed and done.failures(line))
 
     async def _answer(self, line: InputLine) -> None:
-        try:
-            outcome = await self._outcome(line)
-            self._outcomes.put_nowait(output_line(line, outcome))
-            self.tally.count(outcome)
-            self._on_progress(self.tally)
-        finally:
-            self._slots.release()
+        outcome = await self._outcome(line)
+        self._outcomes.put_nowait(output_line(line, outcome))
+        self.tally.count(outcome)
+        self._on_progress(self.tally)
 
     async def _outcome(self, line: InputLine) -> dict[str, Any]:
         name = str(line.number)
@@ -202,7 +199,10 @@ class BatchRun:
             while not self._outcomes.empty():
                 lines.append(self._outcomes.get_nowait())
             more = None not in lines
-            await self._target.write([line for line in lines if line is not None])
+            written = [line for line in lines if line is not None]
+            await self._target.write(written)
+            for _ in written:
+                self._slots.release()  # only now, so that a slow disk holds back what is asked
 
 
 def _as_list(messages: Any) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +20,6 @@ from pgnexus.cli.requests import moment
 from pgnexus.cli.verb import Cli, verb
 
 _ROOMY = 120  # columns from which more is shown
-_LEAST = Decimal("0.000001")  # below which money shows no digit
 
 
 @verb
@@ -92,7 +90,7 @@ def _amounts(row: CostRow, *, roomy: bool) -> list[str]:
     shown = [f"{row.calls:,}", _tokens(row.prompt_tokens), _tokens(row.completion_tokens), _cost(row)]
     if not roomy:
         return shown
-    estimated = "" if row.estimated_cost is None else _money(row.estimated_cost)
+    estimated = "" if row.estimated_cost is None else money(row.estimated_cost)
     calls, prompt, answer, cost = shown
     return [calls, prompt, _tokens(row.cached_tokens), answer, _tokens(row.reasoning_tokens), cost, estimated]
 
@@ -110,19 +108,10 @@ def _tokens(count: int) -> str:
     return f"{count:,}" if count else ""
 
 
-def _money(cost: Decimal) -> str:
-    """US dollars; an amount that is not 0 never looks like it.
-
-    >>> _money(Decimal("0.0000004")), _money(Decimal("12.5")), _money(Decimal(0))
-    ('<$0.000001', '$12.50', '$0')
-    """
-    return "<$0.000001" if 0 < cost < _LEAST else money(cost)
-
-
 def _cost(row: CostRow) -> str:
     """The sum of what is known, and of how many calls it is not; nothing where nothing was used."""
     lacking = f"[warn]{row.calls_of_unknown_cost:,} unknown[/]" if row.calls_of_unknown_cost else ""
-    known = "" if row.cost is None else _money(row.cost)
+    known = "" if row.cost is None else money(row.cost)
     return f"{known} + {lacking}" if known and lacking else known or lacking
 
 

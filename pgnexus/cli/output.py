@@ -23,6 +23,8 @@ from pgnexus.errors import PgnexusError, RequestError, ResultPending, RunError, 
 from pgnexus.messages import LLMResult
 from pgnexus.printable import one_line, visible
 
+_LEAST = Decimal("0.000001")  # dollars; below that money shows no digit
+
 _THEME = Theme(
     {
         "good": "green",
@@ -146,13 +148,15 @@ def summary(result: LLMResult) -> str:
 
 
 def money(cost: Decimal | None) -> str:
-    """US dollars.
+    """US dollars; an amount that is not 0 never looks like it.
 
-    >>> money(Decimal("0.000125")), money(Decimal(0)), money(None)
-    ('$0.000125', '$0', 'cost unknown')
+    >>> money(Decimal("0.000125")), money(Decimal("0.0000004")), money(Decimal(0)), money(None)
+    ('$0.000125', '<$0.000001', '$0', 'cost unknown')
     """
     if cost is None:
         return "cost unknown"
+    if 0 < cost < _LEAST:
+        return "<$0.000001"
     if cost >= 1:
         return f"${cost:,.2f}"
     return f"${float(cost):.6f}".rstrip("0").rstrip(".") if cost else "$0"

@@ -600,6 +600,17 @@ class Story:
         return LLMResult(request_id=uuid4(), status="success", response=text)
 
 
+@pytest.mark.parametrize(
+    "calls",
+    [{}, "text", [1], [{"index": []}], [{"index": 0, "function": "f"}], [{"function": {"arguments": 1}}]],
+)
+def test_odd_tool_calls_of_another_program_are_no_fault_of_the_reader(calls: Any) -> None:
+    assembly = Assembly()
+    assert assembly.take(StoredChunk(1, text="Hello", tool_calls=calls)) is not None
+    rest = assembly.finish(LLMResult(request_id=uuid4(), status="success", response="Hello"))
+    assert "".join(chunk.text for chunk in rest) in ("", "Hello")
+
+
 @given(st.data())
 def test_whatever_is_lost_a_reader_ends_with_the_stored_answer(data: st.DataObject) -> None:
     story = Story(data.draw)
