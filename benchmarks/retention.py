@@ -88,8 +88,7 @@ async def turn(
             assert driver.ended is not None
             await driver.ended.reached(200, _TIMEOUT)
             if "open" in way:
-                await holding.execute("begin")
-                await holding.execute("select count(*) from pgnexus.job_results where agent_id is null")
+                await holding.execute(load("retention_hold"))
             counters = await database.counters()
             beside = asyncio.create_task(pruning.run()) if way != "without" else None
             figures = await _load(driver, requests)

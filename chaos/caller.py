@@ -23,6 +23,7 @@ import psycopg
 
 from chaos.draw import KINDS, Drawn, drawn
 from chaos.ledger_file import LedgerFile, read_ledgers
+from chaos.queries import load
 from pgnexus.app import App
 from pgnexus.errors import (
     DatabaseUnavailable,
@@ -37,7 +38,6 @@ from pgnexus.settings import Settings
 
 _PATIENCE = 10.0  # seconds with a connection of one's own, before it is taken for dead
 _FLOW = "chaos_brief"
-_INSERT = "insert into chaos.orders (request_id, mark) values (%s, %s)"
 _STATUS = {RequestTimeout: "timeout", RequestCancelled: "cancelled"}
 
 
@@ -154,7 +154,7 @@ class Caller:
                     self._url, prepare_threshold=None, connect_timeout=5
                 )
                 async with connection:
-                    await connection.execute(_INSERT, (ids[0], one.marks[0]))
+                    await connection.execute(load("order"), (ids[0], one.marks[0]))
                     await self._app.service.enqueue(
                         first, _prompt(one.marks[0]), connection=connection, request_id=ids[0], **options
                     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chaos.provider import MOST_TOKENS
+from chaos.queries import load
 from pgnexus.flow.define.context import Context
 from pgnexus.flow.define.graph import Flow
 
@@ -37,7 +38,5 @@ def stubborn(input: str, ctx: Context) -> str:
 @brief.step(transactional=True)
 async def booked(answer: list[str], checked: list[int], stubborn: str, ctx: Context) -> list[str]:
     """A row that is there if, and only if, this step is completed."""
-    await ctx.connection.execute(
-        "insert into chaos.bookings (run_id, attempt) values (%s, %s)", (ctx.run_id, ctx.attempt)
-    )
+    await ctx.connection.execute(load("book"), (ctx.run_id, ctx.attempt))
     return answer

@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from chaos.queries import load
 from chaos.server import HOST, PostgresServer, free_port
 
 _PATIENCE = 120.0  # seconds for a standby to follow
@@ -75,10 +76,10 @@ class Pair:
             *("--wal-method", "stream", "--write-recovery-conf", "--no-sync"),
         )
         standby.start()
-        self._wait("select 1 from pg_stat_replication where state = 'streaming'")
+        self._wait("following")
         if self._synchronous:
             self._wait_for_standby(standby.path.name)
-            self._wait("select 1 from pg_stat_replication where sync_state = 'sync'")
+            self._wait("synchronous")
 
     def kill_primary(self) -> None:
         """All its processes at once, as when the machine is gone."""
@@ -102,7 +103,7 @@ class Pair:
     def deafen_standby(self) -> None:
         """Stop the process that sends to the standby: commits that wait for it wait on, others are ahead of it."""
         with psycopg.connect(self.primary.url(), autocommit=True) as connection:
-            for (pid,) in connection.execute("select pid from pg_stat_replication"):
+            for (pid,) in connection.execute(load("following")):
                 os.kill(pid, signal.SIGSTOP)
 
     def _wait_for_standby(self, name: str) -> None:
@@ -113,7 +114,7 @@ class Pair:
 
     def _wait(self, query: str) -> None:
         with psycopg.connect(self.primary.url(), autocommit=True) as connection:
-            _until(lambda: connection.execute(query).fetchone() is not None, query)
+            _until(lambda: connection.execute(load(query)).fetchone() is not None, query)
 
 
 def _until(met: Callable[[], bool], what: str) -> None:

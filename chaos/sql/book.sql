@@ -1,0 +1,1 @@
+insert into chaos.bookings (run_id, attempt) values (%s, %s)

@@ -1,0 +1,1 @@
+select pid from pg_stat_replication where state = 'streaming'

@@ -1,0 +1,1 @@
+insert into chaos.orders (request_id, mark) values (%s, %s)
