@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
@@ -28,6 +29,10 @@ from pgnexus.messages import REQUESTS_CHANNEL
 from pgnexus.nexus.service import NexusService
 from pgnexus.providers import Provider, build_providers
 from pgnexus.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_KEEPER_LOOKS = 1.0  # seconds between looks at the embedded server's process
 
 Report = Callable[[str], None]
 ProviderMaker = Callable[[Settings], Mapping[str, Provider]]
@@ -185,7 +190,7 @@ class App:
 async def database_url(
     settings: Settings, report: Report = lambda _: None, *, migrates: bool = True
 ) -> AsyncIterator[str]:
-    """The URL of the settings' database, or of the embedded one, which runs meanwhile.
+    """The URL of the settings' database, or of the embedded one, which runs meanwhile, even when it is killed.
 
     The embedded one's schema is brought up to date first, unless ``migrates`` is False.
     """
@@ -195,6 +200,8 @@ async def database_url(
     server = EmbeddedServer(settings.data_dir)
     report("starting PostgreSQL")
     url = await asyncio.to_thread(server.start)
+    keeper = _keeper(server)
+    keeper.start()
     try:
         if migrates:
             report("looking after the schema")
@@ -206,7 +213,19 @@ async def database_url(
             "set PGNEXUS_DATA_DIR to another directory, or remove that one with all that is stored there"
         ) from error
     finally:
+        await keeper.stop()
         await asyncio.to_thread(server.stop)
+
+
+def _keeper(server: EmbeddedServer) -> Looper:
+    """Nobody else looks after the embedded server."""
+
+    async def keep() -> None:
+        if not server.is_running:
+            log.warning("the embedded server in %s is gone; it is started again", server.data_dir)
+            await asyncio.to_thread(server.start)
+
+    return Looper("embedded server", keep, poll_interval=_KEEPER_LOOKS)
 
 
 @asynccontextmanager

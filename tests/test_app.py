@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+import pgnexus
 from pgnexus.app import App, database_url
 from pgnexus.db.connection import connect
 from pgnexus.db.database import Database
@@ -13,6 +17,7 @@ from pgnexus.db.queries import load
 from pgnexus.errors import DatabaseUnavailable, SchemaMismatch, UnsuitableDatabase
 from pgnexus.nexus.service import NexusService
 from pgnexus.settings import Settings
+from pgnexus.testing import FakeLLM
 from tests.system import fast, running, sql, started, until
 
 
@@ -89,3 +94,18 @@ async def test_an_embedded_server_of_another_build_names_its_directory_and_what_
             pass
     assert f"{server_dir}/data: set PGNEXUS_DATA_DIR" in str(caught.value)
     assert "of another" not in str(caught.value).replace("of another build", "")
+
+
+async def test_an_embedded_server_that_is_killed_is_started_again_by_who_uses_it(
+    server_dir: Path, pg_bin: Path | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    if pg_bin is not None:
+        pytest.skip("the embedded server is the one of the wheel")
+    data_dir = server_dir / "data"
+    async with pgnexus.open(data_dir=data_dir, providers=FakeLLM("Paris.")) as llm:
+        handle = await llm.enqueue("simple", "The capital of France?", delay=1.0)
+        postmaster = int((data_dir / "postgresql" / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(postmaster, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            assert (await handle.result()).text == "Paris."
+    assert f"the embedded server in {data_dir} is gone" in caplog.text

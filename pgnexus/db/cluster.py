@@ -52,6 +52,11 @@ class Cluster:
             if not connection.execute(load("find_database")).fetchone():
                 connection.execute(load("create_database"))
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its postmaster lives, which may be starting or stopping."""
+        return self._postmaster() is not None
+
     def _check_major(self) -> None:
         made_by = int((self.path / "PG_VERSION").read_text().split(".")[0])
         if made_by != self.binaries.major:

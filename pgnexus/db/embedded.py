@@ -82,6 +82,11 @@ class EmbeddedServer:
         atexit.register(self.stop)
         return self.url
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the server is there that this process has joined; does not block."""
+        return self._cluster is not None and self._cluster.is_running
+
     def stop(self) -> bool:
         """Leave; the last one stops the server. Whether that was us."""
         forked = self._pid != os.getpid()  # a child leaves its parent's server alone
