@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from decimal import Decimal
+from uuid import UUID
 
 import pytest
 from aiohttp import web
 from provider_server import answer, served
 from system import answered, put, running, sql, started, until
 
+from pgnexus.db.database import Database
 from pgnexus.errors import RequestCancelled, RequestFailed
 from pgnexus.messages import LLMRequest, new_request_id
 from pgnexus.nexus.savings import saving_key
@@ -18,6 +20,7 @@ from pgnexus.nexus.selection import Candidate
 from pgnexus.policy import RouteSettings
 
 CANDIDATES = (Candidate("openai", "gpt-4o"),)
+LOOK_UP = "select how from nexus.look_up(%s, '1', true, true)"
 ROUTE = RouteSettings(models=["openai/gpt-4o"])
 
 
@@ -242,8 +245,40 @@ async def test_nobody_follows_a_leader_that_is_gone(database_url, llmock, db):
     async with running(database_url, llmock.base_url()) as llm:
         done = await llm.call("simple", "Hello")
     await sql(db, "insert into nexus.flights (key, request_id) values ('1', %s)", done.request_id)
-    asked = "select how from nexus.look_up(%s, '1', true, true)"
-    assert await sql(db, asked, new_request_id()) == [("lead",)]
+    assert await sql(db, LOOK_UP, await under_way(db)) == [("lead",)]
+
+
+async def test_a_request_that_has_ended_leads_nobody(database_url, llmock, db):
+    """A worker that was taken for dead goes on with it."""
+    async with running(database_url, llmock.base_url()) as llm:
+        done = await llm.call("simple", "Hello")
+    assert await sql(db, LOOK_UP, done.request_id) == [("none",)]
+    assert await sql(db, "select count(*) from nexus.flights") == [(0,)]
+
+
+async def test_a_request_that_ends_while_it_is_looked_up_leaves_no_flight(database_url, llmock, db):
+    async with running(database_url, llmock.base_url()) as llm:
+        await llm.call("simple", "Hello")
+    request_id = await under_way(db)
+    end = "update pgflow.runs set status = 'failed', failed_at = now() where run_id = %s"
+    async with db.connection() as connection, connection.transaction():
+        await connection.execute(LOOK_UP, [request_id])
+        ending = asyncio.create_task(sql(db, end, request_id))
+        await until(lambda: sql(db, "select 1 from pg_locks where not granted"))
+    await ending
+    assert await sql(db, "select count(*) from nexus.flights") == [(0,)]
+
+
+async def under_way(db: Database) -> UUID:
+    """A request that a worker has."""
+    request_id = new_request_id()
+    await sql(
+        db,
+        """insert into pgflow.runs (flow_slug, run_id, input, remaining_steps)
+           values ('llm_request_workflow', %s, '{}', 4)""",
+        request_id,
+    )
+    return request_id
 
 
 async def test_what_is_kept_goes_when_its_time_is_over(database_url, llmock, db):

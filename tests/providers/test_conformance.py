@@ -85,7 +85,7 @@ async def make(way: Way) -> AsyncIterator[Make]:
 
 
 async def complete(provider: Provider, way: Way, ask: Any, on_delta: Any = None, **fields: Any) -> Completion:
-    timeout = fields.pop("timeout", 10)
+    timeout = fields.pop("timeout", 60)  # the SDKs take seconds to be imported
     request: LLMRequest = ask(**({"api_version": way.api} | fields))
     return await provider.complete(request, way.model, timeout=timeout, on_delta=on_delta)
 

@@ -5170,6 +5170,10 @@ begin
   else
     how := 'none';
     if p_flight then
+      -- locked: whatever ends it meanwhile ends its flight after this; a worker that was taken for dead leads nobody
+      perform from pgflow.runs r where r.run_id = p_request_id and r.status = 'started' for share;
+    end if;
+    if p_flight and found then
       insert into nexus.flights as f (key, request_id) values (p_key, p_request_id)
       on conflict (key) do update  -- also to read it, whoever wrote it and when
       set request_id = case when exists (select from pgflow.runs r where r.run_id = f.request_id and r.status = 'started')
