@@ -101,7 +101,7 @@ class TestOneRequestACall:
         async with served(handler) as root:
             on_delta = (lambda _: None) if stream else None
             with pytest.raises(error) as caught:
-                await anyllm(name, root).complete(ask(), "m", timeout=20, on_delta=on_delta)
+                await anyllm(name, root).complete(ask(), "m", timeout=60, on_delta=on_delta)
         assert vendor.calls == 1
         assert (caught.value.status, caught.value.retry_after) == (status, 3)
         assert (
@@ -121,7 +121,7 @@ class TestOneRequestACall:
 
         async with served(handler) as root:
             with pytest.raises(ProviderUnavailable):
-                await anyllm(name, root).complete(ask(), "m", timeout=20)
+                await anyllm(name, root).complete(ask(), "m", timeout=60)
         assert calls == 1
 
 
@@ -146,12 +146,12 @@ class TestCohere:
         llmock.reply("Paris, for long.", times=2)
         provider = anyllm("cohere", llmock.base_url("cohere"))
         asked = ask(top_p=0.5, stop=["END"], max_tokens=9, seed=3)
-        got = await provider.complete(asked, "command-a-03-2025", timeout=20)
+        got = await provider.complete(asked, "command-a-03-2025", timeout=60)
         assert (got.text, got.finish_reason, got.usage.total_tokens > 0) == ("Paris, for long.", "stop", True)
         sent = llmock.last_request.body
         assert (sent["p"], sent["stop_sequences"], sent["max_tokens"], sent["seed"]) == (0.5, ["END"], 9, 3)
         told: list[Delta] = []
-        got = await provider.complete(ask(), "command-a-03-2025", timeout=20, on_delta=told.append)
+        got = await provider.complete(ask(), "command-a-03-2025", timeout=60, on_delta=told.append)
         assert "".join(delta.text for delta in told) == got.text == "Paris, for long."
 
     async def test_a_tool_that_must_be_called(self, anyllm, ask, llmock):
@@ -159,7 +159,7 @@ class TestCohere:
         tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
         choice = {"type": "function", "function": {"name": "f"}}
         with pytest.raises(ProviderError, match="tool_choice") as caught:
-            await provider.complete(ask(tools=tools, tool_choice=choice), "command-a", timeout=20)
+            await provider.complete(ask(tools=tools, tool_choice=choice), "command-a", timeout=60)
         assert type(caught.value) is ProviderError  # the next candidate may take it
 
 
@@ -190,7 +190,7 @@ class TestBedrock:
         async with served(handler) as root:
             provider = anyllm("bedrock", root)
             got = await provider.complete(
-                ask(seed=3), "amazon.nova-lite-v1:0", timeout=20, on_delta=told.append
+                ask(seed=3), "amazon.nova-lite-v1:0", timeout=60, on_delta=told.append
             )
         assert (got.text, got.finish_reason, told) == ("Paris.", "stop", [Delta("Paris.")])
         assert got.usage == Usage(prompt_tokens=100, completion_tokens=20, total_tokens=120, cached_tokens=80)
@@ -206,7 +206,7 @@ class TestBedrock:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         provider = anyllm("bedrock", "http://127.0.0.1:9", {})
         with pytest.raises(NoCandidate, match="credentials"):
-            await provider.complete(ask(), "amazon.nova-lite-v1:0", timeout=20)
+            await provider.complete(ask(), "amazon.nova-lite-v1:0", timeout=60)
 
 
 class TestWhatGoesOut:
@@ -219,9 +219,9 @@ class TestWhatGoesOut:
         ]
         provider = anyllm("anthropic", llmock.base_url("anthropic"))
         with pytest.raises(BadRequest, match="'f' are no JSON object"):
-            await provider.complete(ask(messages=messages), "claude-sonnet-5-5", timeout=20)
+            await provider.complete(ask(messages=messages), "claude-sonnet-5-5", timeout=60)
         call["function"]["arguments"] = ""
-        await provider.complete(ask(messages=messages), "claude-sonnet-5-5", timeout=20)
+        await provider.complete(ask(messages=messages), "claude-sonnet-5-5", timeout=60)
         assert llmock.last_request.body["messages"][1]["content"][0]["input"] == {}
 
     async def test_thoughts_go_back_with_their_signature(self, anyllm, ask):
@@ -237,17 +237,17 @@ class TestWhatGoesOut:
 
         async with served(handler) as root:
             provider = anyllm("anthropic", root)
-            got = await provider.complete(ask(), "claude-sonnet-5-5", timeout=20)
+            got = await provider.complete(ask(), "claude-sonnet-5-5", timeout=60)
             result = {"role": "tool", "tool_call_id": "t", "content": "1"}
             again = ask(messages=[{"role": "user", "content": "x"}, got.message, result])
-            await provider.complete(again, "claude-sonnet-5-5", timeout=20)
+            await provider.complete(again, "claude-sonnet-5-5", timeout=60)
         assert sent[1]["messages"][1]["content"] == [thought, use]
         assert (sent[0]["max_tokens"], "metadata" in sent[0]) == (8192, False)
 
     async def test_the_api_that_any_llm_does_not_speak(self, anyllm, ask, llmock):
         with pytest.raises(ProviderError, match="responses API"):
             await anyllm("openai", llmock.base_url()).complete(
-                ask(api_version="responses"), "gpt-4o", timeout=20
+                ask(api_version="responses"), "gpt-4o", timeout=60
             )
         assert not llmock.requests
 
@@ -275,7 +275,7 @@ class TestStreams:
         async with served(stream_of(events)) as root:
             told: list[Delta] = []
             with pytest.raises(ProviderUnavailable, match="busy") as caught:
-                await anyllm("anthropic", root).complete(ask(), "c", timeout=20, on_delta=told.append)
+                await anyllm("anthropic", root).complete(ask(), "c", timeout=60, on_delta=told.append)
         assert (told, caught.value.status) == ([Delta("Par")], 529)
         assert KEY not in str(caught.value)
 
@@ -283,7 +283,7 @@ class TestStreams:
         chunk = {"candidates": [{"content": {"role": "model", "parts": [{"text": "Par"}]}, "index": 0}]}
         async with served(stream_of([chunk])) as root:
             with pytest.raises(BadAnswer, match="finish_reason"):
-                await anyllm("gemini", root).complete(ask(), "g", timeout=20, on_delta=lambda _: None)
+                await anyllm("gemini", root).complete(ask(), "g", timeout=60, on_delta=lambda _: None)
 
     async def test_the_parts_of_a_thought(self, anyllm, ask):
         parts = [{"text": "Hm", "thought": True}, {"text": ".", "thought": True}, {"text": "Paris."}]
@@ -294,7 +294,7 @@ class TestStreams:
         chunks[-1]["usageMetadata"] = {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5}
         told: list[Delta] = []
         async with served(stream_of(chunks)) as root:
-            got = await anyllm("gemini", root).complete(ask(), "g", timeout=20, on_delta=told.append)
+            got = await anyllm("gemini", root).complete(ask(), "g", timeout=60, on_delta=told.append)
         assert told == [Delta(reasoning="Hm"), Delta(reasoning="."), Delta("Paris.")]
         assert (got.text, got.message["reasoning_content"], got.usage.total_tokens) == ("Paris.", "Hm.", 5)
 
@@ -305,7 +305,7 @@ class TestStreams:
         }
         told: list[Delta] = []
         async with served(stream_of([chunk])) as root:
-            got = await anyllm("gemini", root).complete(ask(), "g", timeout=20, on_delta=told.append)
+            got = await anyllm("gemini", root).complete(ask(), "g", timeout=60, on_delta=told.append)
         assert told == [Delta("b\ufffd", "a\ufffd")]
         assert (got.text, got.mended) == ("b\ufffd", True)
 
@@ -321,7 +321,7 @@ class TestStreams:
         async with served(stream_of([chunk] * 10)) as root:
             provider = anyllm("openai", root, most=20_000)
             with pytest.raises(AnswerTooLong, match="max_message_bytes"):
-                await provider.complete(ask(), "m", timeout=20, on_delta=lambda _: None)
+                await provider.complete(ask(), "m", timeout=60, on_delta=lambda _: None)
 
 
 def stream_of(events: list[Any]) -> Any:
@@ -418,12 +418,12 @@ class TestRows:
     async def test_a_vendor_that_any_llm_does_not_know(self, anyllm, ask):
         provider = anyllm("nonesuch", "http://127.0.0.1:9", {"NONESUCH_API_KEY": "k"})
         with pytest.raises(NoCandidate, match="any-llm knows no 'nonesuch'"):
-            await provider.complete(ask(), "m", timeout=20)
+            await provider.complete(ask(), "m", timeout=60)
 
     async def test_an_sdk_that_is_not_there(self, anyllm, ask):
         provider = anyllm("watsonx", "http://127.0.0.1:9", {"WATSONX_API_KEY": "k"})
         with pytest.raises(NoCandidate, match=r"pip install 'any-llm-sdk\[watsonx\]'"):
-            await provider.complete(ask(), "m", timeout=20)
+            await provider.complete(ask(), "m", timeout=60)
 
 
 def test_a_wire_shows_no_key():

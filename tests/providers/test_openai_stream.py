@@ -312,8 +312,8 @@ class TestTheSameWhole:
         for model in ("gpt-4o", "gpt-5.3-codex"):
             provider, deltas = wire(llmock.base_url()), []
             llmock.reply("Paris, of course.").reply("Paris, of course.")
-            plain = await provider.complete(ask(), model, timeout=5)
-            streamed = await provider.complete(ask(), model, timeout=5, on_delta=deltas.append)
+            plain = await provider.complete(ask(), model, timeout=30)
+            streamed = await provider.complete(ask(), model, timeout=30, on_delta=deltas.append)
             assert (streamed.text, streamed.usage) == (plain.text, plain.usage)
             assert streamed.finish_reason == plain.finish_reason == "stop"
             assert "".join(delta.text for delta in deltas) == "Paris, of course."
@@ -321,17 +321,17 @@ class TestTheSameWhole:
             assert llmock.last_request.body["stream"] is True
 
     async def test_counts_are_asked_for_where_that_can_be_done(self, llmock, wire, ask):
-        await wire(llmock.base_url()).complete(ask(), "gpt-4o", timeout=5, on_delta=lambda _: None)
+        await wire(llmock.base_url()).complete(ask(), "gpt-4o", timeout=30, on_delta=lambda _: None)
         assert llmock.last_request.body["stream_options"] == {"include_usage": True}
         mistral = wire(llmock.base_url("mistral"), "mistral")
-        await mistral.complete(ask(), "mistral-small-latest", timeout=5, on_delta=lambda _: None)
+        await mistral.complete(ask(), "mistral-small-latest", timeout=30, on_delta=lambda _: None)
         assert llmock.last_request.body["stream"] is True
         assert "stream_options" not in llmock.last_request.body
 
     async def test_a_vendor_that_does_not_stream(self, serve, ask):
         deltas: list[Delta] = []
         provider = await serve(replies(answer("Hello"), Content_Type="application/json"))
-        got = await provider.complete(ask(), "gpt-4o", timeout=5, on_delta=deltas.append)
+        got = await provider.complete(ask(), "gpt-4o", timeout=30, on_delta=deltas.append)
         assert (got.text, deltas) == ("Hello", [Delta("Hello")])
 
 
@@ -406,20 +406,20 @@ class TestBroken:
         deltas: list[Delta] = []
         provider = await serve(streams(events(chunk({"content": "Par"}), {"error": error})))
         with pytest.raises(ProviderError) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5, on_delta=deltas.append)
+            await provider.complete(ask(), "gpt-4o", timeout=30, on_delta=deltas.append)
         assert (type(caught.value), caught.value.status) == (raised, status)
         assert [delta.text for delta in deltas] == ["Par"]
 
     async def test_by_an_event_named_error(self, serve, ask):
         provider = await serve(streams(b'event: error\ndata: {"message": "the words"}\n\n'))
         with pytest.raises(ProviderUnavailable, match="the words"):
-            await provider.complete(ask(), "gpt-4o", timeout=5, on_delta=lambda _: None)
+            await provider.complete(ask(), "gpt-4o", timeout=30, on_delta=lambda _: None)
 
     async def test_google_says_in_its_middle_when_to_come_back(self, serve, ask):
         details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "41.5s"}]
         provider = await serve(streams(events({"error": {"code": 429, "details": details}})))
         with pytest.raises(TooManyRequests) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5, on_delta=lambda _: None)
+            await provider.complete(ask(), "gpt-4o", timeout=30, on_delta=lambda _: None)
         assert caught.value.retry_after == 41.5
 
     @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ class TestBroken:
     async def test_before_its_end(self, serve, ask, raw):
         provider = await serve(streams(raw))
         with pytest.raises(BadAnswer):
-            await provider.complete(ask(), "gpt-4o", timeout=5, on_delta=lambda _: None)
+            await provider.complete(ask(), "gpt-4o", timeout=30, on_delta=lambda _: None)
 
     @pytest.mark.parametrize(
         ("last", "raised"),
@@ -459,12 +459,12 @@ class TestBroken:
     async def test_of_the_responses_api(self, serve, ask, last, raised):
         provider = await serve(streams(responses(last)))
         with pytest.raises(raised):
-            await provider.complete(ask(), "gpt-5.3-codex", timeout=5, on_delta=lambda _: None)
+            await provider.complete(ask(), "gpt-5.3-codex", timeout=30, on_delta=lambda _: None)
 
     async def test_by_the_connection(self, serve, ask):
         provider = await serve(streams(events(chunk({"content": "Par"}), done=False), then=hang_up))
         with pytest.raises(BadAnswer, match="cut short"):
-            await provider.complete(ask(), "gpt-4o", timeout=5, on_delta=lambda _: None)
+            await provider.complete(ask(), "gpt-4o", timeout=30, on_delta=lambda _: None)
 
     async def test_a_silent_one_is_past_its_time(self, serve, ask):
         async def forever(_: web.Request) -> None:
@@ -527,14 +527,14 @@ class TestWhatABrokenOneCost:
     async def test_streamed(self, serve, ask, raw, raised):
         provider = await serve(streams(raw), max_message_bytes=5000)
         with pytest.raises(raised) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5, on_delta=lambda _: None)
+            await provider.complete(ask(), "gpt-4o", timeout=30, on_delta=lambda _: None)
         assert caught.value.usage == USAGE
 
     async def test_by_the_connection(self, serve, ask):
         raw = events(chunk({"content": "x"}, usage=COUNTED), done=False)
         provider = await serve(streams(raw, then=hang_up))
         with pytest.raises(BadAnswer) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5, on_delta=lambda _: None)
+            await provider.complete(ask(), "gpt-4o", timeout=30, on_delta=lambda _: None)
         assert caught.value.usage == USAGE
 
     @pytest.mark.parametrize(
@@ -548,13 +548,13 @@ class TestWhatABrokenOneCost:
     )
     async def test_whole(self, serve, ask, body, model, raised):
         with pytest.raises(raised) as caught:
-            await (await serve(replies(body))).complete(ask(), model, timeout=5)
+            await (await serve(replies(body))).complete(ask(), model, timeout=30)
         assert caught.value.usage == USAGE
 
     async def test_what_was_not_counted_is_not_known(self, serve, ask):
         provider = await serve(replies(answer(finish_reason=None) | {"usage": None}))
         with pytest.raises(BadAnswer) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
         assert caught.value.usage is None
 
 
@@ -606,7 +606,7 @@ class TestLeaving:
 
         provider = await serve(handler)
         for _ in range(5):
-            await provider.complete(ask(), "gpt-4o", timeout=5, on_delta=lambda _: None)
+            await provider.complete(ask(), "gpt-4o", timeout=30, on_delta=lambda _: None)
         assert len(peers) == 1
 
     async def test_a_vendor_that_does_not_hang_up_after_the_end(self, serve, ask):

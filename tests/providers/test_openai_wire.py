@@ -36,14 +36,14 @@ FORMAT = f'{{"type":"json_schema","json_schema":{{"name":"n","strict":true,"sche
 class TestAnswers:
     async def test_a_text(self, llmock, wire, ask):
         llmock.reply("Paris.")
-        got = await wire(llmock.base_url()).complete(ask(), "gpt-4o", timeout=5)
+        got = await wire(llmock.base_url()).complete(ask(), "gpt-4o", timeout=30)
         assert (got.text, got.finish_reason, got.model, got.mended) == ("Paris.", "stop", "gpt-4o", False)
         assert got.message == {"role": "assistant", "content": "Paris."} | got.message
         assert got.usage.total_tokens == got.usage.prompt_tokens + got.usage.completion_tokens > 0
 
     async def test_tool_calls(self, llmock, wire, ask):
         llmock.call_tool("look_up", {"alpha": 1})
-        got = await wire(llmock.base_url()).complete(ask(tools=TOOLS), "gpt-4o", timeout=5)
+        got = await wire(llmock.base_url()).complete(ask(tools=TOOLS), "gpt-4o", timeout=30)
         assert got.finish_reason == "tool_calls"
         (call,) = got.message["tool_calls"]
         assert call["function"]["name"] == "look_up"
@@ -52,9 +52,9 @@ class TestAnswers:
     async def test_the_responses_api_looks_the_same_to_the_caller(self, llmock, wire, ask):
         llmock.reply("Paris.").call_tool("look_up", {"alpha": 1})
         provider = wire(llmock.base_url())
-        text = await provider.complete(ask(), "gpt-5.3-codex", timeout=5)
+        text = await provider.complete(ask(), "gpt-5.3-codex", timeout=30)
         assert (text.text, text.finish_reason) == ("Paris.", "stop")
-        call = await provider.complete(ask(tools=TOOLS, api_version="responses"), "gpt-4o", timeout=5)
+        call = await provider.complete(ask(tools=TOOLS, api_version="responses"), "gpt-4o", timeout=30)
         assert call.finish_reason == "tool_calls"
         assert call.message["tool_calls"][0]["function"]["name"] == "look_up"
         assert call.usage.prompt_tokens > 0
@@ -63,7 +63,7 @@ class TestAnswers:
     async def test_what_cannot_be_stored_is_mended(self, serve, ask):
         raw = json.dumps(answer("a\x00b \ud800 c")).replace('"index": 0', '"logprobs": NaN')
         raw = raw.replace('"role"', '"score": NaN, "role"')
-        got = await (await serve(replies(raw.encode()))).complete(ask(), "gpt-4o", timeout=5)
+        got = await (await serve(replies(raw.encode()))).complete(ask(), "gpt-4o", timeout=30)
         assert got.text == "a\ufffdb \ufffd c"
         assert "score" not in got.message
         assert got.mended
@@ -76,14 +76,14 @@ class TestAnswers:
             "total_tokens": 165,  # 60 tokens of thinking that are only in the total
             "prompt_tokens_details": {"cached_tokens": 80},
         }
-        got = await (await serve(replies(body))).complete(ask(), "gpt-4o", timeout=5)
+        got = await (await serve(replies(body))).complete(ask(), "gpt-4o", timeout=30)
         assert got.usage == Usage(prompt_tokens=100, completion_tokens=65, total_tokens=165, cached_tokens=80)
 
     @pytest.mark.parametrize(
         "usage", [None, [], "x", {"prompt_tokens": "7"}, {"prompt_tokens": -1}, {"total_tokens": 1e300}]
     )
     async def test_usage_that_is_none(self, serve, ask, usage):
-        got = await (await serve(replies(answer() | {"usage": usage}))).complete(ask(), "gpt-4o", timeout=5)
+        got = await (await serve(replies(answer() | {"usage": usage}))).complete(ask(), "gpt-4o", timeout=30)
         assert got.usage == Usage()
 
     async def test_usage_of_reasoning_and_caches(self, serve, ask):
@@ -95,7 +95,7 @@ class TestAnswers:
             "prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 30},
             "completion_tokens_details": {"reasoning_tokens": 40},
         }
-        got = await (await serve(replies(body))).complete(ask(), "gpt-4o", timeout=5)
+        got = await (await serve(replies(body))).complete(ask(), "gpt-4o", timeout=30)
         assert got.usage == Usage(
             prompt_tokens=100,
             completion_tokens=50,
@@ -113,14 +113,14 @@ class TestAnswers:
             "prompt_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 1e9},
             "completion_tokens_details": {"reasoning_tokens": 6},
         }
-        got = await (await serve(replies(body))).complete(ask(), "gpt-4o", timeout=5)
+        got = await (await serve(replies(body))).complete(ask(), "gpt-4o", timeout=30)
         assert (got.usage.cached_tokens, got.usage.cache_write_tokens) == (8, 2)
         assert got.usage.reasoning_tokens == 5
 
     @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
     async def test_reasoning_has_one_name(self, serve, ask, name):
         message = {"content": "Paris.", name: "France, so", "refusal": None, "annotations": []}
-        got = await (await serve(replies(answer(message=message)))).complete(ask(), "gpt-4o", timeout=5)
+        got = await (await serve(replies(answer(message=message)))).complete(ask(), "gpt-4o", timeout=30)
         assert got.message == {
             "role": "assistant",
             "content": "Paris.",
@@ -136,7 +136,7 @@ class TestAnswers:
             ],
             "tool_calls": [{"function": {"name": "f", "arguments": {"b": 1, "a": 2}}}],
         }
-        got = await (await serve(replies(answer(message=message)))).complete(ask(), "gpt-4o", timeout=5)
+        got = await (await serve(replies(answer(message=message)))).complete(ask(), "gpt-4o", timeout=30)
         assert (got.text, got.message["content"]) == ("Paris", "Paris")
         assert got.message["reasoning_content"] == "France"
         assert got.message["tool_calls"] == [
@@ -148,7 +148,7 @@ class TestWhatGoesOut:
     async def test_the_order_of_a_schema_survives(self, llmock, wire, ask):
         provider = wire(llmock.base_url())
         request = ask(tools=TOOLS, response_format=FORMAT, metadata={"customer": "secret"}, agent_id="a")
-        await provider.complete(request, "gpt-4o", timeout=5)
+        await provider.complete(request, "gpt-4o", timeout=30)
         body = llmock.last_request.body
         assert json.dumps(body["tools"], separators=(",", ":")) == TOOLS
         assert json.dumps(body["response_format"], separators=(",", ":")) == FORMAT
@@ -156,7 +156,7 @@ class TestWhatGoesOut:
 
     async def test_the_order_of_a_schema_survives_the_responses_api(self, llmock, wire, ask):
         request = ask(tools=TOOLS, response_format=FORMAT, max_tokens=7, temperature=0.5, seed=3)
-        await wire(llmock.base_url()).complete(request, "gpt-5.3-codex", timeout=5)
+        await wire(llmock.base_url()).complete(request, "gpt-5.3-codex", timeout=30)
         body = llmock.last_request.body
         assert json.dumps(body["tools"][0]["parameters"], separators=(",", ":")) == SCHEMA
         assert json.dumps(body["text"]["format"]["schema"], separators=(",", ":")) == SCHEMA
@@ -175,9 +175,9 @@ class TestWhatGoesOut:
             {"role": "tool", "tool_call_id": "c1", "content": "a cat"},
         ]
         provider = wire(llmock.base_url())
-        await provider.complete(ask(messages=messages), "gpt-4o", timeout=5)
+        await provider.complete(ask(messages=messages), "gpt-4o", timeout=30)
         assert llmock.last_request.body["messages"] == messages
-        await provider.complete(ask(messages=messages), "gpt-5.3-codex", timeout=5)
+        await provider.complete(ask(messages=messages), "gpt-5.3-codex", timeout=30)
         assert llmock.last_request.body["input"] == [
             {"role": "developer", "content": "Be brief."},
             {
@@ -201,10 +201,10 @@ class TestWhatGoesOut:
             request = ask(
                 tools=TOOLS, tool_choice=tool_choice, response_format={"type": "json_object"}, top_p=0.5
             )
-            await provider.complete(request, "gpt-4o", timeout=5)
+            await provider.complete(request, "gpt-4o", timeout=30)
             body = llmock.last_request.body
             assert (body["tool_choice"], body["response_format"]) == (tool_choice, {"type": "json_object"})
-            await provider.complete(request, "gpt-5.3-codex", timeout=5)
+            await provider.complete(request, "gpt-5.3-codex", timeout=30)
             body = llmock.last_request.body
             assert (body["tool_choice"], body["text"]) == (flat, {"format": {"type": "json_object"}})
             assert body["top_p"] == 0.5
@@ -216,9 +216,9 @@ class TestWhatGoesOut:
         result = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "a cat"}]}
         messages = [{"role": "user", "content": "What?"}, said, result]
         provider = wire(llmock.base_url())
-        await provider.complete(ask(messages=messages), "gpt-4o", timeout=5)
+        await provider.complete(ask(messages=messages), "gpt-4o", timeout=30)
         assert llmock.last_request.body["messages"] == messages
-        await provider.complete(ask(messages=messages), "gpt-5.3-codex", timeout=5)
+        await provider.complete(ask(messages=messages), "gpt-5.3-codex", timeout=30)
         assert llmock.last_request.body["input"] == [
             {"role": "user", "content": "What?"},
             {"role": "assistant", "content": "Wait."},
@@ -237,7 +237,7 @@ class TestWhatGoesOut:
             {"type": "image_url", "image_url": "https://host.test/a.png"},
         ]
         request = ask(messages=[{"role": "user", "content": parts}])
-        await wire(llmock.base_url()).complete(request, "gpt-5.3-codex", timeout=5)
+        await wire(llmock.base_url()).complete(request, "gpt-5.3-codex", timeout=30)
         assert llmock.last_request.body["input"][0]["content"] == [
             {"type": "input_text", "text": "Read."},
             {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AA"},
@@ -246,24 +246,24 @@ class TestWhatGoesOut:
 
     async def test_names_that_differ_between_vendors(self, llmock, wire, ask):
         request = ask(messages=[{"role": "developer", "content": "Be brief."}], max_tokens=5)
-        await wire(llmock.base_url()).complete(request, "gpt-4o", timeout=5)
-        await wire(llmock.base_url("groq"), "groq").complete(request, "openai/gpt-oss-20b", timeout=5)
+        await wire(llmock.base_url()).complete(request, "gpt-4o", timeout=30)
+        await wire(llmock.base_url("groq"), "groq").complete(request, "openai/gpt-oss-20b", timeout=30)
         openai, groq = (record.body for record in llmock.requests)
         assert (openai["max_completion_tokens"], openai["messages"][0]["role"]) == (5, "developer")
         assert (groq["max_tokens"], groq["messages"][0]["role"]) == (5, "system")
         await wire(llmock.base_url("mistral"), "mistral").complete(
-            ask(seed=3), "mistral-small-latest", timeout=5
+            ask(seed=3), "mistral-small-latest", timeout=30
         )
         assert llmock.last_request.body["random_seed"] == 3
 
     async def test_stop_is_not_dropped_in_silence(self, wire, ask):
         with pytest.raises(ProviderError, match="no stop sequences"):
-            await wire("http://127.0.0.1:9/v1").complete(ask(stop="x"), "gpt-5.3-codex", timeout=5)
+            await wire("http://127.0.0.1:9/v1").complete(ask(stop="x"), "gpt-5.3-codex", timeout=30)
 
     async def test_an_api_that_is_not_spoken_is_not_replaced(self, wire, ask):
         with pytest.raises(ProviderError, match="does not speak the chat_completions"):
             await wire("http://127.0.0.1:9/v1").complete(
-                ask(api_version="chat_completions"), "gpt-5.3-codex", timeout=5
+                ask(api_version="chat_completions"), "gpt-5.3-codex", timeout=30
             )
 
     async def test_a_large_prompt(self, serve, ask):
@@ -308,7 +308,7 @@ class TestRefusals:
     async def test_statuses_codes_and_words(self, llmock, wire, ask, status, code, message, error):
         llmock.fail(status, code=code, message=message)
         with pytest.raises(ProviderError) as caught:
-            await wire(llmock.base_url()).complete(ask(), "gpt-4o", timeout=5)
+            await wire(llmock.base_url()).complete(ask(), "gpt-4o", timeout=30)
         assert type(caught.value) is error
         assert caught.value.status == status
         assert f"openai/gpt-4o: HTTP {status}: {message}".replace(KEY, "***") == str(caught.value)
@@ -328,19 +328,19 @@ class TestRefusals:
     async def test_the_words_are_found_wherever_they_are(self, serve, ask, body):
         provider = await serve(replies(body, 400))
         with pytest.raises(BadRequest, match="the words"):
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
 
     async def test_long_words_are_cut_and_made_storable(self, serve, ask):
         provider = await serve(replies(b'{"error": {"message": "\\u0000' + b"x" * 9000 + b'"}}', 500))
         with pytest.raises(ProviderUnavailable) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
         assert len(str(caught.value)) < 600
         assert "\x00" not in str(caught.value)
 
     async def test_retry_after_in_seconds_milliseconds_and_as_a_date(self, llmock, serve, wire, ask):
         llmock.rate_limit(retry_after=0.25)
         with pytest.raises(TooManyRequests) as caught:
-            await wire(llmock.base_url()).complete(ask(), "gpt-4o", timeout=5)
+            await wire(llmock.base_url()).complete(ask(), "gpt-4o", timeout=30)
         assert caught.value.retry_after == 0.25
         date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
         for value, low, high in (
@@ -352,26 +352,26 @@ class TestRefusals:
         ):
             provider = await serve(replies(b"{}", 429, Retry_After=value))
             with pytest.raises(TooManyRequests) as caught:
-                await provider.complete(ask(), "gpt-4o", timeout=5)
+                await provider.complete(ask(), "gpt-4o", timeout=30)
             assert caught.value.retry_after is not None
             assert low <= caught.value.retry_after <= high
         for value in ("soon", "nan", "inf", ""):
             provider = await serve(replies(b"{}", 429, Retry_After=value))
             with pytest.raises(TooManyRequests) as caught:
-                await provider.complete(ask(), "gpt-4o", timeout=5)
+                await provider.complete(ask(), "gpt-4o", timeout=30)
             assert caught.value.retry_after is None
 
     @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529])
     async def test_retry_after_whatever_the_status(self, serve, ask, status):
         provider = await serve(replies(b"{}", status, Retry_After="7"))
         with pytest.raises(ProviderError) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
         assert (caught.value.retry_after, caught.value.retryable) == (7, True)
 
     async def test_retry_after_in_milliseconds_is_the_more_exact(self, serve, ask):
         provider = await serve(replies(b"{}", 429, Retry_After="1", Retry_After_Ms="250"))
         with pytest.raises(TooManyRequests) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
         assert caught.value.retry_after == 0.25
 
     async def test_a_date_is_read_by_the_clock_of_the_vendor(self, serve, ask):
@@ -379,14 +379,14 @@ class TestRefusals:
         then = format_datetime(now + timedelta(seconds=30), usegmt=True)
         provider = await serve(replies(b"{}", 503, Date=format_datetime(now, usegmt=True), Retry_After=then))
         with pytest.raises(ProviderUnavailable) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
         assert caught.value.retry_after == 30
 
     async def test_google_says_it_in_the_body(self, serve, ask):
         details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "41.5s"}]
         provider = await serve(replies([{"error": {"code": 429, "details": details}}], 429))
         with pytest.raises(TooManyRequests) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
         assert caught.value.retry_after == 41.5
 
     @pytest.mark.parametrize(
@@ -403,25 +403,25 @@ class TestRefusals:
     async def test_others_say_it_in_words(self, serve, ask, words, wait):
         provider = await serve(replies({"error": {"code": 429, "message": words}}))
         with pytest.raises(TooManyRequests) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
         assert caught.value.retry_after == wait
 
     async def test_a_header_goes_before_words(self, serve, ask):
         body = {"error": {"message": "Please try again in 20s."}}
         provider = await serve(replies(body, 429, Retry_After="3"))
         with pytest.raises(TooManyRequests) as caught:
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
         assert caught.value.retry_after == 3
 
     async def test_an_error_inside_a_200(self, serve, ask):
         provider = await serve(replies({"error": {"code": 429, "message": "upstream is busy"}}))
         with pytest.raises(TooManyRequests, match="upstream is busy"):
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
 
     async def test_a_redirect_is_not_followed_with_the_key(self, serve, ask):
         provider = await serve(replies(b"", 302, Location="http://example.invalid/"))
         with pytest.raises(ProviderError, match="HTTP 302"):
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
 
 
 class TestRubbish:
@@ -451,7 +451,7 @@ class TestRubbish:
     async def test_is_a_bad_answer(self, serve, ask, body):
         provider = await serve(replies(body))
         with pytest.raises(BadAnswer):
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
 
     @pytest.mark.parametrize(
         ("body", "error"),
@@ -473,12 +473,12 @@ class TestRubbish:
     async def test_of_the_responses_api(self, serve, ask, body, error):
         provider = await serve(replies(body))
         with pytest.raises(error):
-            await provider.complete(ask(), "gpt-5.3-codex", timeout=5)
+            await provider.complete(ask(), "gpt-5.3-codex", timeout=30)
 
     async def test_nothing_left_by_the_filter(self, serve, ask):
         provider = await serve(replies(answer(None, finish_reason="content_filter")))
         with pytest.raises(ContentFiltered):
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
 
     async def test_an_answer_above_the_limit_is_not_read_to_its_end(self, serve, ask):
         sent = 0
@@ -508,13 +508,13 @@ class TestRubbish:
 
         provider = await serve(handler)
         with pytest.raises(BadAnswer, match="cut short"):
-            await provider.complete(ask(), "gpt-4o", timeout=5)
+            await provider.complete(ask(), "gpt-4o", timeout=30)
 
 
 class TestTheNetwork:
     async def test_nobody_there(self, wire, ask):
         with pytest.raises(ProviderUnavailable, match=r"openai/gpt-4o: .*127\.0\.0\.1:9"):
-            await wire("http://127.0.0.1:9/v1").complete(ask(), "gpt-4o", timeout=5)
+            await wire("http://127.0.0.1:9/v1").complete(ask(), "gpt-4o", timeout=30)
 
     async def test_no_such_host(self, wire, ask):
         with pytest.raises(ProviderUnavailable):
@@ -527,7 +527,7 @@ class TestTheNetwork:
             return web.Response()
 
         with pytest.raises(ProviderUnavailable):
-            await (await serve(handler)).complete(ask(), "gpt-4o", timeout=5)
+            await (await serve(handler)).complete(ask(), "gpt-4o", timeout=30)
 
     async def test_no_answer_in_time(self, serve, ask):
         async def handler(_: web.Request) -> web.Response:
@@ -570,7 +570,7 @@ async def test_the_key_is_nowhere_in_what_a_failure_leaves_behind(serve, ask, ca
 
     provider = await serve(handler)
     with pytest.raises(AuthenticationFailed) as caught:
-        await provider.complete(ask(), "gpt-4o", timeout=5)
+        await provider.complete(ask(), "gpt-4o", timeout=30)
     everything = f"{caught.getrepr(style='long', showlocals=False)} {caplog.text} {provider!r}"
     assert "Bearer *** is no key" in everything
     assert KEY not in everything
