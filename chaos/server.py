@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import signal
 import socket
@@ -20,14 +21,17 @@ from pgnexus.db.binaries import Binaries, Owner
 HOST = "127.0.0.1"
 _DEBIAN = Path("/usr/lib/postgresql/15/bin")
 _SETTINGS = {"max_connections": "300", "shared_buffers": "128MB", "log_line_prefix": "%m [%p] %a "}
+_PORTS = range(10_000, 32_000)  # below those of clients, as Linux and IANA have them
 _PATIENCE = 120.0  # seconds in which a server must have come up; recovery may take a while
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody has, and that the system gives to no client while its server is away."""
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+    raise RuntimeError(f"no port of {_PORTS} is free")
 
 
 class PostgresServer:

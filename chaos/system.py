@@ -60,6 +60,7 @@ class System:
         self.members: dict[str, Member] = {}
         self.everybody: dict[str, Process] = {}
         self.database_lock = asyncio.Lock()  # one fault at a time for the server itself
+        self.pooler_lock = asyncio.Lock()  # and for PgBouncer
         self.provider: Process | None = None
         self.healed = False
         self.proxies: list[Proxy] = []

@@ -20,7 +20,8 @@ class KillPooler:
         pooler, killed, away = system.bouncer, die.random() < 0.5, die.uniform(0, 2)
         if pooler is None:
             return
-        with system.record.striking(self.name, *system.behind("pooler")):
-            await asyncio.to_thread(pooler.kill9 if killed else pooler.stop)
-            await asyncio.sleep(away)
-            await asyncio.to_thread(pooler.start)
+        async with system.pooler_lock:
+            with system.record.striking(self.name, *system.behind("pooler")):
+                await asyncio.to_thread(pooler.kill9 if killed else pooler.stop)
+                await asyncio.sleep(away)
+                await asyncio.to_thread(pooler.start)
