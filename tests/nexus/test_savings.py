@@ -269,6 +269,23 @@ async def test_a_request_that_ends_while_it_is_looked_up_leaves_no_flight(databa
     assert await sql(db, "select count(*) from nexus.flights") == [(0,)]
 
 
+async def test_an_answer_that_comes_while_it_is_looked_for_is_shared(database_url, llmock, db):
+    """It is stored, and its flight gone, after the look at the answers and before that at the flights."""
+    async with running(database_url, llmock.base_url()) as llm:
+        await llm.call("simple", "Hello")
+    leader, other = await under_way(db), await under_way(db)
+    assert await sql(db, LOOK_UP, leader) == [("lead",)]
+    async with db.connection() as connection, connection.transaction():
+        await connection.execute(
+            "insert into nexus.answers (key, answer, gone_at) values ('1', '{}', now() + interval '1 hour')"
+        )
+        await connection.execute("delete from nexus.flights")
+        looking = asyncio.create_task(sql(db, LOOK_UP, other))
+        await until(lambda: sql(db, "select 1 from pg_locks where not granted"))
+    assert await looking == [("shared",)]
+    assert await sql(db, "select count(*) from nexus.flights") == [(0,)]
+
+
 async def under_way(db: Database) -> UUID:
     """A request that a worker has."""
     request_id = new_request_id()

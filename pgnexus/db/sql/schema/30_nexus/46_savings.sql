@@ -45,30 +45,35 @@ returns table (how text, answer jsonb)
 language plpgsql set search_path = pg_catalog, nexus, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
+  v_how    text;
+  v_answer jsonb;
   v_leader uuid;
 begin
-  select case when r.started_at < a.made_at then 'shared' else 'cached' end, a.answer into how, answer
-  from nexus.answers a join pgflow.runs r on r.run_id = p_request_id
-  where a.key = p_key and (p_kept and a.keep_until > clock_timestamp() or r.started_at < a.made_at);
-  if found then
-    if p_flight then
-      perform nexus.end_flight(p_request_id);
+  how := 'none';
+  for v_look in 1 .. 2 loop
+    select case when r.started_at < a.made_at then 'shared' else 'cached' end, a.answer into v_how, v_answer
+    from nexus.answers a join pgflow.runs r on r.run_id = p_request_id
+    where a.key = p_key and (p_kept and a.keep_until > clock_timestamp() or r.started_at < a.made_at);
+    if found then
+      how := v_how;
+      answer := v_answer;
+      if p_flight then
+        perform nexus.end_flight(p_request_id);
+      end if;
+      exit;
     end if;
-  else
-    how := 'none';
-    if p_flight then
-      -- locked: whatever ends it meanwhile ends its flight after this; a worker that was taken for dead leads nobody
-      perform from pgflow.runs r where r.run_id = p_request_id and r.status = 'started' for share;
-    end if;
-    if p_flight and found then
-      insert into nexus.flights as f (key, request_id) values (p_key, p_request_id)
-      on conflict (key) do update  -- also to read it, whoever wrote it and when
-      set request_id = case when exists (select from pgflow.runs r where r.run_id = f.request_id and r.status = 'started')
-                            then f.request_id else excluded.request_id end
-      returning f.request_id into v_leader;
-      how := case when v_leader = p_request_id then 'lead' else 'follow' end;
-    end if;
-  end if;
+    exit when how = 'lead' or not p_flight;
+    -- locked: whatever ends it meanwhile ends its flight after this; a worker that was taken for dead leads nobody
+    perform from pgflow.runs r where r.run_id = p_request_id and r.status = 'started' for share;
+    exit when not found;
+    insert into nexus.flights as f (key, request_id) values (p_key, p_request_id)
+    on conflict (key) do update  -- also to read it, whoever wrote it and when
+    set request_id = case when exists (select from pgflow.runs r where r.run_id = f.request_id and r.status = 'started')
+                          then f.request_id else excluded.request_id end
+    returning f.request_id into v_leader;
+    how := case when v_leader = p_request_id then 'lead' else 'follow' end;
+    exit when how = 'follow';
+  end loop;  -- who leads looks again: the answer may have come, and its flight gone, between the two looks
   return next;
 end
 $$;
